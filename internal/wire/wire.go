@@ -1,0 +1,114 @@
+// Package wire reads and rewrites what travels between clients and model
+// servers: the strict scan of a request's body, edits that touch one field
+// only, server-sent events, the facts in a stream's events and in an answer's
+// body, and error bodies.
+//
+// Nothing here does I/O beyond the io.Reader it is given, and nothing is
+// re-serialised: a body is scanned once and forwarded as received. All JSON
+// goes through one tokenizer (jsontext), which refuses duplicate names and
+// invalid UTF-8, so no two readers can disagree about what a body says.
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// MaxDepth is the deepest nesting of arrays and objects that a body may have.
+const MaxDepth = 1000
+
+// errDepth says that a body nests deeper than MaxDepth.
+var errDepth = errors.New("nesting deeper than 1000 levels")
+
+// decoders are reused: a jsontext.Decoder carries its own name tables.
+var decoders = sync.Pool{New: func() any { return new(decoder) }}
+
+// decoder walks one JSON document in memory and knows the offsets in it.
+type decoder struct {
+	jsontext.Decoder
+	src bytes.Buffer
+}
+
+// newDecoder returns a decoder over doc; done gives it back.
+func newDecoder(doc []byte) *decoder {
+	d := decoders.Get().(*decoder)
+	d.src = *bytes.NewBuffer(doc)
+	d.Reset(&d.src)
+	return d
+}
+
+// done returns the decoder to the pool without keeping the document alive.
+func (d *decoder) done() {
+	d.src = bytes.Buffer{}
+	d.Reset(&d.src)
+	decoders.Put(d)
+}
+
+// checkDepth bounds the nesting of doc. Counting the brackets, including those
+// inside strings, decides almost every document without walking it.
+func checkDepth(doc []byte) error {
+	if bytes.Count(doc, []byte{'['})+bytes.Count(doc, []byte{'{'}) <= MaxDepth {
+		return nil
+	}
+	depth, inString := 0, false
+	for i := 0; i < len(doc); i++ {
+		switch c := doc[i]; {
+		case inString:
+			if c == '\\' {
+				i++
+			} else if c == '"' {
+				inString = false
+			}
+		case c == '"':
+			inString = true
+		case c == '[' || c == '{':
+			if depth++; depth > MaxDepth {
+				return errDepth
+			}
+		case c == ']' || c == '}':
+			depth--
+		}
+	}
+	return nil
+}
+
+// members calls f for each member of the object that is next in d, with the
+// name's raw bytes (quotes included), and returns where the object stands. f
+// must consume the value.
+func (d *decoder) members(f func(name []byte) error) (inference.Span, error) {
+	var at inference.Span
+	if _, err := d.ReadToken(); err != nil {
+		return at, err
+	}
+	at.Start = int(d.InputOffset()) - 1
+	for d.PeekKind() == '"' {
+		name, err := d.ReadValue()
+		if err != nil {
+			return at, err
+		}
+		if err := f(name); err != nil {
+			return at, err
+		}
+	}
+	_, err := d.ReadToken()
+	at.End = int(d.InputOffset())
+	return at, err
+}
+
+// text unquotes a JSON string value. The common string without escapes costs
+// one allocation.
+func text(v jsontext.Value) string {
+	if bytes.IndexByte(v, '\\') < 0 {
+		return string(v[1 : len(v)-1])
+	}
+	b, err := jsontext.AppendUnquote(nil, v)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
