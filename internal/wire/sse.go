@@ -166,7 +166,7 @@ func (e *EventReader) makeRoom() error {
 // joined by LF when there are several. The common event with one line costs no
 // allocation. nil means that the event has no data line.
 func EventData(raw []byte) []byte {
-	var data []byte
+	var data, joined []byte
 	found := false
 	for len(raw) > 0 {
 		line := raw
@@ -185,8 +185,11 @@ func EventData(raw []byte) []byte {
 			data, found = payload, true
 			continue
 		}
-		joined := make([]byte, 0, len(data)+1+len(payload))
-		data = append(append(append(joined, data...), '\n'), payload...)
+		if joined == nil {
+			joined = append(make([]byte, 0, len(data)+1+len(payload)+len(raw)), data...)
+		}
+		joined = append(append(joined, '\n'), payload...)
+		data = joined
 	}
 	if found && data == nil {
 		data = []byte{}

@@ -1,0 +1,282 @@
+package fleet_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// firstOpen picks the first open node.
+type firstOpen struct{}
+
+func (firstOpen) Pick(q *fleet.Query, nodes []*fleet.Node) int {
+	for i, n := range nodes {
+		if q.Open(n) {
+			return i
+		}
+	}
+	return -1
+}
+
+// newFleet builds one region with one pool of the given targets.
+func newFleet(t testing.TB, targets ...fleet.Target) *fleet.Fleet {
+	t.Helper()
+	f := fleet.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	err := f.Apply(fleet.Layout{Regions: []fleet.RegionLayout{{Name: "eu", Pools: []fleet.PoolLayout{{
+		Name: "gpu", Models: map[string]string{"m": "m"}, Static: targets, SlowStart: 10 * time.Second,
+	}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// plan offers every pool of the fleet.
+func plan(f *fleet.Fleet) *fleet.Plan {
+	p := fleet.NewPlan(&inference.Request{Body: make([]byte, 400), Fields: inference.Fields{Model: "m"}})
+	for _, r := range f.Snapshot().Regions {
+		for _, pool := range r.Pools {
+			p.Candidates = append(p.Candidates, fleet.Candidate{Pool: pool, Model: "m", Picker: firstOpen{}})
+		}
+	}
+	return p
+}
+
+func TestLeaseCountsOnAllTiersAndOnce(t *testing.T) {
+	f := newFleet(t, fleet.Target{URL: "http://a:1"})
+	l, err := plan(f).Acquire(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := f.Snapshot().Regions[0]
+	lives := map[string]*fleet.Live{"region": r.Live, "pool": r.Pools[0].Live, "instance": l.Instance.Live}
+	check := func(when string, requests, tokens int64) {
+		t.Helper()
+		for name, live := range lives {
+			if live.InFlight() != requests || live.PromptTokens() != tokens {
+				t.Errorf("%s: %s has %d requests, %d tokens; want %d, %d", when, name, live.InFlight(), live.PromptTokens(), requests, tokens)
+			}
+		}
+	}
+	check("held", 1, 100)
+	l.FirstToken(time.Now(), 200*time.Millisecond)
+	check("first token", 1, 0)
+	if got := l.Instance.Live.TTFT(); got != 200*time.Millisecond {
+		t.Errorf("ttft: got %v", got)
+	}
+	l.Release()
+	l.Release()
+	check("released", 0, 0)
+}
+
+func TestCapacityIsExactUnderRaces(t *testing.T) {
+	f := newFleet(t, fleet.Target{URL: "http://a:1", MaxInFlight: 3}, fleet.Target{URL: "http://b:1", MaxInFlight: 4})
+	var mu sync.Mutex
+	var got []*fleet.Lease
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			if l, err := plan(f).Acquire(nil); err == nil {
+				mu.Lock()
+				got = append(got, l)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(got) != 7 {
+		t.Errorf("got %d leases, want 7", len(got))
+	}
+	_, err := plan(f).Acquire(nil)
+	var e *inference.Error
+	if !errors.As(err, &e) || e.Code != inference.CodeOverloaded || e.RetryAfter <= 0 {
+		t.Errorf("full: got %v", err)
+	}
+	for _, l := range got {
+		l.Release()
+	}
+	if n := f.Snapshot().Regions[0].Live.InFlight(); n != 0 {
+		t.Errorf("left over: %d", n)
+	}
+}
+
+func TestTriedAndBackups(t *testing.T) {
+	f := newFleet(t, fleet.Target{URL: "http://a:1", Backup: true}, fleet.Target{URL: "http://b:1"})
+	l, err := plan(f).Acquire(nil)
+	if err != nil || l.Instance.URL.Host != "b:1" {
+		t.Fatalf("got %v, %v; want the primary", l, err)
+	}
+	l2, err := plan(f).Acquire([]*fleet.Instance{l.Instance})
+	if err != nil || l2.Instance.URL.Host != "a:1" {
+		t.Fatalf("got %v, %v; want the backup", l2, err)
+	}
+	_, err = plan(f).Acquire([]*fleet.Instance{l.Instance, l2.Instance})
+	var e *inference.Error
+	if !errors.As(err, &e) || e.Code != inference.CodeNoCapacity {
+		t.Errorf("all tried: got %v", err)
+	}
+}
+
+func TestStates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, fleet.Target{URL: "http://a:1", Weight: 10})
+		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
+		now := func() int64 { return time.Now().UnixNano() }
+		expect := func(want fleet.Status) {
+			t.Helper()
+			if got := i.Status(now()); got != want {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		}
+		expect(fleet.Open)
+		i.Live.Cool(now() + int64(2*time.Second))
+		i.Live.Cool(now() + int64(time.Second))
+		expect(fleet.Cooling)
+		time.Sleep(1500 * time.Millisecond)
+		expect(fleet.Cooling)
+		time.Sleep(time.Second)
+		expect(fleet.Open)
+		i.Live.SetDraining(true)
+		expect(fleet.Draining)
+		i.Live.SetDraining(false)
+		i.Live.SetDown(true, now())
+		expect(fleet.Down)
+		i.Live.SetDown(false, now())
+		if w := i.EffectiveWeight(now()); w != 1 {
+			t.Errorf("slow start: weight %v, want a tenth", w)
+		}
+		time.Sleep(5 * time.Second)
+		if w := i.EffectiveWeight(now()); w != 5 {
+			t.Errorf("half way: weight %v", w)
+		}
+		time.Sleep(5 * time.Second)
+		if w := i.EffectiveWeight(now()); w != 10 {
+			t.Errorf("after: weight %v", w)
+		}
+	})
+}
+
+func TestHalfOpenLetsOneThrough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, fleet.Target{URL: "http://a:1"})
+		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
+		i.Live.Eject(time.Now().Add(time.Second).UnixNano())
+		if _, err := plan(f).Acquire(nil); err == nil {
+			t.Fatal("ejected: got a lease")
+		}
+		time.Sleep(2 * time.Second)
+		l, err := plan(f).Acquire(nil)
+		if err != nil || !l.Probe() {
+			t.Fatalf("half-open: got %v, %v", l, err)
+		}
+		if _, err := plan(f).Acquire(nil); err == nil {
+			t.Fatal("half-open: a second request passed")
+		}
+		l.Release()
+		if l, err = plan(f).Acquire(nil); err != nil || !l.Probe() {
+			t.Fatalf("a probe without verdict frees its place: got %v", err)
+		}
+		if !i.Live.Readmit(time.Now().UnixNano()) || i.Live.Ejected() {
+			t.Error("not readmitted")
+		}
+		l.Release()
+	})
+}
+
+func TestCountersSurviveFlappingAndReload(t *testing.T) {
+	f := newFleet(t)
+	f.Update("eu/gpu", []fleet.Target{{URL: "http://a:1"}, {URL: "http://b:1/v1/"}})
+	l, err := plan(f).Acquire(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Update("eu/gpu", []fleet.Target{{URL: "http://b:1"}})
+	if _, ok := f.Snapshot().Instance("a:1"); ok {
+		t.Fatal("a is still there")
+	}
+	f.Update("eu/gpu", nil)
+	if _, ok := f.Snapshot().Instance("b:1"); !ok {
+		t.Fatal("an empty answer removed the last known set")
+	}
+	f.Update("eu/gpu", []fleet.Target{{URL: "http://b:1"}, {URL: "http://a:1"}, {URL: "ftp://x"}})
+	a, ok := f.Snapshot().Instance("eu/gpu/a:1")
+	if !ok || a.Live.InFlight() != 1 {
+		t.Fatalf("a came back with %v in flight, want 1", a.Live.InFlight())
+	}
+	l.Release()
+	if a.Live.InFlight() != 0 {
+		t.Error("released on another counter")
+	}
+}
+
+func TestReportCorrectsOnlyWhileFresh(t *testing.T) {
+	var l fleet.Live
+	l.Report(7, 100)
+	if l.Load(99) != 7 || l.Load(100) != 0 {
+		t.Errorf("got %d fresh, %d stale; want 7, 0", l.Load(99), l.Load(100))
+	}
+}
+
+func TestPeakEWMA(t *testing.T) {
+	var l fleet.Live
+	l.ObserveTTFT(0, time.Second)
+	l.ObserveTTFT(1, 3*time.Second)
+	if l.TTFT() != 3*time.Second {
+		t.Errorf("a peak counts at once: got %v", l.TTFT())
+	}
+	l.ObserveTTFT(1+int64(10*time.Second), time.Second)
+	if got := l.TTFT(); got < 1700*time.Millisecond || got > 1800*time.Millisecond {
+		t.Errorf("after one time constant: got %v, want 1+2/e s", got)
+	}
+}
+
+func TestParseURL(t *testing.T) {
+	for in, want := range map[string]string{
+		"http://h:1":             "http://h:1",
+		"http://h/":              "http://h:80",
+		"https://api.example/v1": "https://api.example:443",
+		"https://h/base/v1/":     "https://h:443/base",
+		"http://[::1]:8000":      "http://[::1]:8000",
+	} {
+		u, err := fleet.ParseURL(in)
+		if err != nil || u.String() != want {
+			t.Errorf("%s: got %v, %v; want %s", in, u, err, want)
+		}
+	}
+	for _, in := range []string{"", "h:1", "ftp://h", "http://", "http://:80", "http://u:p@h", "http://h?x=1"} {
+		if u, err := fleet.ParseURL(in); err == nil {
+			t.Errorf("%q: got %v, want an error", in, u)
+		} else if strings.Contains(err.Error(), "u:p") {
+			t.Errorf("%q: the error shows a password: %v", in, err)
+		}
+	}
+}
+
+func BenchmarkAcquire(b *testing.B) {
+	for _, n := range []int{3, 64} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var targets []fleet.Target
+			for i := range n {
+				targets = append(targets, fleet.Target{URL: fmt.Sprintf("http://h%d:1", i)})
+			}
+			p := plan(newFleet(b, targets...))
+			b.ReportAllocs()
+			for b.Loop() {
+				l, err := p.Acquire(nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				l.Release()
+			}
+		})
+	}
+}

@@ -1,0 +1,208 @@
+package fleet
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// Status says whether a node can take a request, and if not, why. A smaller
+// value is nearer to taking one.
+type Status uint8
+
+// The states, from best to worst.
+const (
+	Open     Status = iota // takes requests
+	Full                   // at its capacity
+	Cooling                // said busy; waits out its cool-down
+	Ejected                // taken out by passive health, until an instant
+	Draining               // takes nothing new
+	Down                   // failed its active checks, or has no member
+)
+
+// statusNames is indexed by Status.
+var statusNames = [...]string{"open", "full", "cooling", "ejected", "draining", "down"}
+
+// String returns the name used in metrics, logs and the admin API.
+func (s Status) String() string { return statusNames[s] }
+
+// ttftTau is the time constant of the decay of the peak EWMA of TTFT: 10 s, as
+// Finagle's PeakEwma load metric.
+const ttftTau = 10 * time.Second
+
+// Live is what a node is doing now. It belongs to the node's name and outlives
+// snapshots. All methods are safe for concurrent use and none allocates.
+type Live struct {
+	inFlight     atomic.Int64
+	promptTokens atomic.Int64
+
+	extra      atomic.Int64 // requests of others, from the instance's own metrics
+	extraUntil atomic.Int64
+
+	ttft      atomic.Uint64 // float64 bits, seconds
+	ttftAt    atomic.Int64
+	roundTrip atomic.Uint64 // float64 bits, seconds
+
+	down         atomic.Bool
+	draining     atomic.Bool
+	upSince      atomic.Int64 // when it last came back; 0 is always
+	ejectedUntil atomic.Int64 // 0 is not ejected; in the past it is half-open
+	probing      atomic.Bool  // half-open: one request is out
+	coolUntil    atomic.Int64
+}
+
+// InFlight is the number of attempts that hold a lease.
+func (l *Live) InFlight() int64 { return l.inFlight.Load() }
+
+// PromptTokens is the estimate of prompt tokens that wait for their first token.
+func (l *Live) PromptTokens() int64 { return l.promptTokens.Load() }
+
+// Load is InFlight plus what the instance itself says it does for others, as
+// long as that report is fresh at now (Unix nanoseconds).
+func (l *Live) Load(now int64) int64 {
+	n := l.inFlight.Load()
+	if now < l.extraUntil.Load() {
+		n += l.extra.Load()
+	}
+	return n
+}
+
+// Report corrects the load by an instance's own count of requests running and
+// waiting: what exceeds our own count is somebody else's. It holds until the
+// given instant (Unix nanoseconds); afterwards our own count stands alone.
+func (l *Live) Report(requests int64, until int64) {
+	l.extra.Store(max(0, requests-l.inFlight.Load()))
+	l.extraUntil.Store(until)
+}
+
+// TTFT is the peak-sensitive moving average of the time to first token; 0 when
+// nothing was observed.
+func (l *Live) TTFT() time.Duration { return seconds(l.ttft.Load()) }
+
+// ObserveTTFT adds one observation: a slower one counts at once, a faster one
+// by 1-exp(-dt/tau) (Finagle's PeakEwma).
+func (l *Live) ObserveTTFT(now int64, d time.Duration) {
+	for {
+		bits := l.ttft.Load()
+		old, x := math.Float64frombits(bits), d.Seconds()
+		if old > 0 && x < old {
+			keep := math.Exp(-float64(now-l.ttftAt.Load()) / float64(ttftTau))
+			x = old*keep + x*(1-keep)
+		}
+		if l.ttft.CompareAndSwap(bits, math.Float64bits(x)) {
+			l.ttftAt.Store(now)
+			return
+		}
+	}
+}
+
+// RoundTrip is the moving average of the network round trip as connects and
+// health probes see it; 0 when nothing was observed.
+func (l *Live) RoundTrip() time.Duration { return seconds(l.roundTrip.Load()) }
+
+// ObserveRoundTrip adds one observation with weight 1/8 (RFC 6298's SRTT).
+func (l *Live) ObserveRoundTrip(d time.Duration) {
+	for {
+		bits := l.roundTrip.Load()
+		old, x := math.Float64frombits(bits), d.Seconds()
+		if old > 0 {
+			x = old + (x-old)/8
+		}
+		if l.roundTrip.CompareAndSwap(bits, math.Float64bits(x)) {
+			return
+		}
+	}
+}
+
+// seconds turns float64 bits into a duration.
+func seconds(bits uint64) time.Duration {
+	return time.Duration(math.Float64frombits(bits) * float64(time.Second))
+}
+
+// SetDown records the verdict of active checks. It returns whether it changed.
+func (l *Live) SetDown(down bool, now int64) bool {
+	if l.down.Swap(down) == down {
+		return false
+	}
+	if !down {
+		l.upSince.Store(now)
+	}
+	return true
+}
+
+// SetDraining starts or ends a drain. It returns whether it changed.
+func (l *Live) SetDraining(on bool) bool { return l.draining.Swap(on) != on }
+
+// Eject takes the node out until the given instant (Unix nanoseconds). After it
+// the node is half-open: one request at a time is let through until Readmit.
+func (l *Live) Eject(until int64) {
+	l.ejectedUntil.Store(until)
+	l.probing.Store(false)
+}
+
+// Readmit ends an ejection and begins slow start. It returns whether there was one.
+func (l *Live) Readmit(now int64) bool {
+	if l.ejectedUntil.Swap(0) == 0 {
+		return false
+	}
+	l.probing.Store(false)
+	l.upSince.Store(now)
+	return true
+}
+
+// Ejected says whether the node is ejected or half-open.
+func (l *Live) Ejected() bool { return l.ejectedUntil.Load() != 0 }
+
+// Cool keeps new requests away until the given instant (Unix nanoseconds). A
+// cool-down is only ever lengthened: a later, shorter one does not overwrite it.
+func (l *Live) Cool(until int64) {
+	for {
+		old := l.coolUntil.Load()
+		if until <= old || l.coolUntil.CompareAndSwap(old, until) {
+			return
+		}
+	}
+}
+
+// CoolUntil is the end of the cool-down in Unix nanoseconds.
+func (l *Live) CoolUntil() int64 { return l.coolUntil.Load() }
+
+// status judges one instance.
+func (l *Live) status(now, capacity int64) Status {
+	switch {
+	case l.down.Load():
+		return Down
+	case l.draining.Load():
+		return Draining
+	}
+	if until := l.ejectedUntil.Load(); until != 0 && (now < until || l.probing.Load()) {
+		return Ejected
+	}
+	switch {
+	case now < l.coolUntil.Load():
+		return Cooling
+	case capacity > 0 && l.inFlight.Load() >= capacity:
+		return Full
+	}
+	return Open
+}
+
+// take reserves one slot, atomically against the capacity and the half-open
+// probe. It reports whether the slot is that probe.
+func (l *Live) take(now, capacity, tokens int64) (ok, probe bool) {
+	if until := l.ejectedUntil.Load(); until != 0 {
+		if now < until || !l.probing.CompareAndSwap(false, true) {
+			return false, false
+		}
+		probe = true
+	}
+	if n := l.inFlight.Add(1); capacity > 0 && n > capacity {
+		l.inFlight.Add(-1)
+		if probe {
+			l.probing.Store(false)
+		}
+		return false, false
+	}
+	l.promptTokens.Add(tokens)
+	return true, probe
+}

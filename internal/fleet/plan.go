@@ -1,0 +1,147 @@
+package fleet
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// Query is what a Picker is asked: for which request, at which instant, with
+// which randomness. It makes a pick a pure function of its arguments and the
+// picker's own state.
+type Query struct {
+	Request *inference.Request
+	Now     int64  // Unix nanoseconds
+	Rand    uint64 // fresh for each pick
+	Tried   []*Instance
+}
+
+// Open says whether n can take the request now and was not tried before.
+func (q *Query) Open(n *Node) bool {
+	for _, t := range q.Tried {
+		if t.Live == n.Live {
+			return false
+		}
+	}
+	return n.Status(q.Now) == Open
+}
+
+// Picker chooses among the members of a tier. Pick returns the index of a node
+// for which q.Open is true, or -1 when there is none. It allocates nothing, may
+// be called from many goroutines at once, and keeps neither argument.
+type Picker interface {
+	Pick(q *Query, nodes []*Node) int
+}
+
+// PickTier asks picker among the nodes that are not backups, and only when
+// none of them is open among the backups.
+func PickTier(picker Picker, q *Query, primaries, backups []*Node) *Node {
+	if i := picker.Pick(q, primaries); i >= 0 {
+		return primaries[i]
+	}
+	if i := picker.Pick(q, backups); i >= 0 {
+		return backups[i]
+	}
+	return nil
+}
+
+// Candidate is one pool where a request may run.
+type Candidate struct {
+	Pool     *Pool
+	Model    string // the name to ask for upstream
+	Fallback string // the model served instead of the one asked for; "" is none
+	Picker   Picker // chooses among the pool's instances
+}
+
+// Plan is where one request may run: candidate pools in order of preference.
+// It belongs to one request and one goroutine at a time.
+type Plan struct {
+	Request    *inference.Request
+	Candidates []Candidate
+
+	// Cookie, when set, names the session cookie to send with an answer of the
+	// instance, as a whole Set-Cookie value; "" sends none.
+	Cookie func(*Instance) string
+
+	first [4]Candidate // Candidates begins here: a plan is one allocation
+}
+
+// NewPlan returns an empty plan.
+func NewPlan(req *inference.Request) *Plan {
+	p := &Plan{Request: req}
+	p.Candidates = p.first[:0]
+	return p
+}
+
+// maxPicks bounds the picks in one pool when others win the race for a slot.
+const maxPicks = 4
+
+// Acquire takes a slot at the best instance that is open and not among tried.
+// When there is none it returns an *inference.Error: overloaded when capacity
+// will come back by itself (with the wait until the first cool-down ends),
+// no_capacity otherwise. It never waits.
+func (p *Plan) Acquire(tried []*Instance) (*Lease, error) {
+	q := Query{Request: p.Request, Now: time.Now().UnixNano(), Tried: tried}
+	for i := range p.Candidates {
+		c := &p.Candidates[i]
+		for range maxPicks {
+			q.Rand = rand.Uint64()
+			n := PickTier(c.Picker, &q, c.Pool.primaries, c.Pool.backups)
+			if n == nil {
+				break
+			}
+			if lease := c.take(n, &q); lease != nil {
+				return lease, nil
+			}
+		}
+	}
+	return nil, p.refusal(&q)
+}
+
+// take reserves the slot on the instance behind n.
+func (c *Candidate) take(n *Node, q *Query) *Lease {
+	tokens := q.Request.PromptTokens()
+	ok, probe := n.Live.take(q.Now, n.Capacity, tokens)
+	if !ok {
+		return nil
+	}
+	l := &Lease{Instance: n.instance, Candidate: c, tokens: tokens, probe: probe}
+	for _, live := range l.outer() {
+		live.inFlight.Add(1)
+		live.promptTokens.Add(tokens)
+	}
+	return l
+}
+
+// refusal says why no instance could be had.
+func (p *Plan) refusal(q *Query) error {
+	var soonest int64
+	best := Down
+	for _, c := range p.Candidates {
+		for _, i := range c.Pool.Instances {
+			if slices.Contains(q.Tried, i) {
+				continue
+			}
+			s := i.Status(q.Now)
+			best = min(best, s)
+			if until := i.Live.CoolUntil(); s == Cooling && (soonest == 0 || until < soonest) {
+				soonest = until
+			}
+		}
+	}
+	if best <= Cooling {
+		e := inference.Errorf(inference.CodeOverloaded, "the servers of model %q are busy", p.Request.Model)
+		e.Reason = best.String()
+		e.RetryAfter = time.Second
+		if soonest > 0 {
+			e.RetryAfter = max(e.RetryAfter, time.Duration(soonest-q.Now))
+		}
+		return e
+	}
+	e := inference.Errorf(inference.CodeNoCapacity, "no server of model %q is available", p.Request.Model)
+	e.Reason = best.String()
+	e.RetryAfter = 5 * time.Second
+	return e
+}
