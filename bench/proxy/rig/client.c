@@ -149,7 +149,7 @@ static void closed(struct conn *c) {
     finished(c, DONE);
     return;
   }
-  if (c->state == BUSY && (c->fresh || c->answer.in_body || c->len)) count.broken++;
+  if (c->state == BUSY && (c->fresh || c->answer.in_body || c->len)) count.broken++, count.total++;
   if (c->state == FREE && opt.mode == IDLE) count.dropped++;
   if (opt.mode == OPEN && c->state == FREE) { /* leaves the ring; order is kept */
     int kept = 0, me = (int)(c - conns);
