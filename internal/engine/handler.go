@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"slices"
@@ -88,11 +89,15 @@ func (e *Engine) answer(w http.ResponseWriter, r *http.Request, surface string) 
 	if !e.disturb(w, r, surface, s.plan) {
 		return
 	}
+	out := &slowWriter{w: w, control: http.NewResponseController(w), timeout: e.cfg.WriteTimeout}
+	if s.streamed && r.ProtoMajor == 1 && r.ProtoAtLeast(1, 1) {
+		out.link = s.connect(linkOf(r.Context()))
+	}
 	if err := e.submit(s); err != nil {
 		e.refuse(w, surface, s.streamed, err)
 		return
 	}
-	end := e.attend(w, r, s)
+	end := e.attend(r.Context(), out, s)
 	switch {
 	case end == complete && s.streamed:
 		return // net/http ends the body
@@ -210,20 +215,16 @@ func startStream(w http.ResponseWriter) {
 
 // attend stays with a queued request until it is over. Afterwards its work is out of the batch and the step loop does
 // not touch its connection any more, on every path.
-func (e *Engine) attend(w http.ResponseWriter, r *http.Request, s *stream) (end outcome) {
+func (e *Engine) attend(ctx context.Context, out *slowWriter, s *stream) (end outcome) {
 	end = lost
 	defer func() { e.leave(s, end) }()
-	out := &slowWriter{w: w, control: http.NewResponseController(w), timeout: e.cfg.WriteTimeout}
 	if s.streamed {
-		startStream(w)
+		startStream(out.w)
 		if err := out.control.Flush(); err != nil {
 			return lost
 		}
-		if r.ProtoMajor == 1 && r.ProtoAtLeast(1, 1) {
-			s.connect(linkOf(r.Context()), out)
-		}
 	}
-	return s.follow(r.Context(), out, e.done)
+	return s.follow(ctx, out, e.done)
 }
 
 // writeWhole sends an answer that is not streamed.

@@ -68,7 +68,11 @@ func (e *Engine) readPayload(w http.ResponseWriter, r *http.Request) (*payload, 
 		body.Grow(int(n) + bytes.MinRead)
 	}
 	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, e.cfg.MaxBody))
-	_ = control.SetReadDeadline(time.Time{})
+	if err != nil { // the rest is not waited for
+		w.Header().Set("Connection", "close")
+	} else {
+		_ = control.SetReadDeadline(time.Time{})
+	}
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return nil, &problem{
 			status: 413, kind: "invalid_request_error",

@@ -236,20 +236,18 @@ func (s *stream) close() {
 	}
 }
 
-// connect opens the direct way to a plain HTTP/1.1 connection, once the head is out: net/http has then nothing in its
-// buffers, and writes nothing before the handler returns.
-func (s *stream) connect(l *link, out *slowWriter) {
+// connect chooses the direct way to a plain HTTP/1.1 connection, before the sequence is submitted: from then on every
+// event is framed as a chunk. It returns the connection, or nil when there is no direct way. The way opens when the
+// handler first finds its backlog empty. Then the head is out, net/http has nothing in its buffers, and it writes
+// nothing more before the handler returns.
+func (s *stream) connect(l *link) *link {
 	if l == nil {
-		return
+		return nil
 	}
-	way := newDirect(l)
-	if way == nil {
-		return
+	if s.direct = newDirect(l); s.direct == nil {
+		return nil
 	}
-	out.link = l
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.direct = way
+	return l
 }
 
 // follow is the handler's part: it writes what the step loop could not and returns when the stream is over.
