@@ -68,7 +68,7 @@ func TestLeaseCountsOnAllTiersAndOnce(t *testing.T) {
 		}
 	}
 	check("held", 1, 100)
-	l.FirstToken(time.Now(), 200*time.Millisecond)
+	l.FirstToken(time.Now(), 200*time.Millisecond, true)
 	check("first token", 1, 0)
 	if got := l.Instance.Live.TTFT(); got != 200*time.Millisecond {
 		t.Errorf("ttft: got %v", got)
@@ -170,16 +170,21 @@ func TestHalfOpenLetsOneThrough(t *testing.T) {
 		f := newFleet(t, fleet.Target{URL: "http://a:1"})
 		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
 		i.Live.Eject(time.Now().Add(time.Second).UnixNano())
-		if _, err := plan(f).Acquire(nil); err == nil {
-			t.Fatal("ejected: got a lease")
+		if i.Status(time.Now().UnixNano()) != fleet.Ejected {
+			t.Fatal("not ejected")
+		}
+		if l, err := plan(f).Acquire(nil); err != nil || !l.Panic {
+			t.Fatalf("with nothing else the ejected instance is used: got %v, %v", l, err)
+		} else {
+			l.Release()
 		}
 		time.Sleep(2 * time.Second)
 		l, err := plan(f).Acquire(nil)
 		if err != nil || !l.Probe() {
 			t.Fatalf("half-open: got %v, %v", l, err)
 		}
-		if _, err := plan(f).Acquire(nil); err == nil {
-			t.Fatal("half-open: a second request passed")
+		if i.Status(time.Now().UnixNano()) != fleet.Ejected {
+			t.Fatal("half-open: a second request would pass")
 		}
 		l.Release()
 		if l, err = plan(f).Acquire(nil); err != nil || !l.Probe() {
@@ -215,6 +220,115 @@ func TestCountersSurviveFlappingAndReload(t *testing.T) {
 	l.Release()
 	if a.Live.InFlight() != 0 {
 		t.Error("released on another counter")
+	}
+}
+
+// streams opens n leases that have had a first token after 100 ms.
+func streams(t *testing.T, f *fleet.Fleet, n int) []*fleet.Lease {
+	t.Helper()
+	var out []*fleet.Lease
+	for range n {
+		l, err := plan(f).Acquire(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Sent(time.Now())
+		time.Sleep(100 * time.Millisecond)
+		l.FirstToken(time.Now(), 100*time.Millisecond, true)
+		out = append(out, l)
+	}
+	return out
+}
+
+func TestStallOfStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, fleet.Target{URL: "http://a:1"})
+		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
+		ls := streams(t, f, 2)
+		for range 160 { // a mean gap of 100 ms: stalled after 2 s
+			time.Sleep(100 * time.Millisecond)
+			ls[0].Token(time.Now())
+			ls[1].Token(time.Now())
+		}
+		status := func() fleet.Status { return i.Status(time.Now().UnixNano()) }
+		time.Sleep(1900 * time.Millisecond)
+		if status() != fleet.Open {
+			t.Fatalf("after 19 gaps: %v", status())
+		}
+		time.Sleep(200 * time.Millisecond)
+		if status() != fleet.Stalled {
+			t.Fatalf("after 21 gaps: %v", status())
+		}
+		time.Sleep(6 * time.Second)
+		if status() != fleet.Open {
+			t.Fatalf("one request may test it now: %v", status())
+		}
+		l, err := plan(f).Acquire(nil)
+		if err != nil || status() != fleet.Stalled {
+			t.Fatalf("only one: %v, %v", status(), err)
+		}
+		ls[0].Token(time.Now())
+		if status() != fleet.Open {
+			t.Fatalf("a token is a sign of life: %v", status())
+		}
+		l.Release()
+		ls[0].Release()
+		ls[1].Release()
+		time.Sleep(time.Hour)
+		if status() != fleet.Open {
+			t.Fatalf("silence without work is no stall: %v", status())
+		}
+	})
+}
+
+func TestStallOfFirstBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, fleet.Target{URL: "http://a:1"})
+		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
+		for range 50 { // p99 of 2 s or a little above
+			l, _ := plan(f).Acquire(nil)
+			l.Sent(time.Now())
+			time.Sleep(2 * time.Second)
+			l.FirstToken(time.Now(), 2*time.Second, false)
+			l.Release()
+		}
+		after := func(tokens int, d time.Duration) fleet.Status {
+			p := plan(f)
+			p.Request = &inference.Request{Body: make([]byte, 4*tokens), Fields: inference.Fields{Model: "m"}}
+			l, err := p.Acquire(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Release()
+			l.Sent(time.Now())
+			time.Sleep(d)
+			return i.Status(time.Now().UnixNano())
+		}
+		if got := after(100, 5900*time.Millisecond); got != fleet.Open {
+			t.Errorf("within 3 x p99: %v", got)
+		}
+		if got := after(10000, 30*time.Second); got != fleet.Open {
+			t.Errorf("a long prefill is not a stall: %v", got)
+		}
+		if got := after(100, 7500*time.Millisecond); got != fleet.Stalled {
+			t.Errorf("beyond 3 x p99: %v", got)
+		}
+	})
+}
+
+func TestQuantiles(t *testing.T) {
+	var q fleet.Quantiles
+	if q.Quantile(0.5) != 0 {
+		t.Error("empty: not 0")
+	}
+	for i := range 5000 {
+		q.Observe(time.Duration(i%100+1) * 10 * time.Millisecond)
+	}
+	for share, want := range map[float64]time.Duration{0.5: 500 * time.Millisecond, 0.99: 990 * time.Millisecond} {
+		got := q.Quantile(share)
+		if got < want || got > want*125/100 {
+			t.Errorf("%v: got %v, want %v to 25%% above", share, got, want)
+		}
 	}
 }
 

@@ -15,13 +15,14 @@ const (
 	Open     Status = iota // takes requests
 	Full                   // at its capacity
 	Cooling                // said busy; waits out its cool-down
+	Stalled                // gives no sign of life
 	Ejected                // taken out by passive health, until an instant
 	Draining               // takes nothing new
 	Down                   // failed its active checks, or has no member
 )
 
 // statusNames is indexed by Status.
-var statusNames = [...]string{"open", "full", "cooling", "ejected", "draining", "down"}
+var statusNames = [...]string{"open", "full", "cooling", "stalled", "ejected", "draining", "down"}
 
 // String returns the name used in metrics, logs and the admin API.
 func (s Status) String() string { return statusNames[s] }
@@ -49,6 +50,9 @@ type Live struct {
 	ejectedUntil atomic.Int64 // 0 is not ejected; in the past it is half-open
 	probing      atomic.Bool  // half-open: one request is out
 	coolUntil    atomic.Int64
+	stalledAt    atomic.Int64 // when the stall was last noticed or tested; 0 is not stalled
+
+	pulse Pulse
 }
 
 // InFlight is the number of attempts that hold a lease.
@@ -179,6 +183,8 @@ func (l *Live) status(now, capacity int64) Status {
 		return Ejected
 	}
 	switch {
+	case l.stalled(now):
+		return Stalled
 	case now < l.coolUntil.Load():
 		return Cooling
 	case capacity > 0 && l.inFlight.Load() >= capacity:
@@ -187,10 +193,36 @@ func (l *Live) status(now, capacity int64) Status {
 	return Open
 }
 
+// stalled notices a stall, and lets one request through every stallRetry while
+// there is no sign of life.
+func (l *Live) stalled(now int64) bool {
+	at := l.stalledAt.Load()
+	if at == 0 {
+		if !l.pulse.silent(now) {
+			return false
+		}
+		l.stalledAt.CompareAndSwap(0, now)
+		return true
+	}
+	return now-at < int64(stallRetry)
+}
+
+// alive records a sign of life, which ends a stall.
+func (l *Live) alive(now int64) {
+	l.pulse.beat.Store(now)
+	if l.stalledAt.Load() != 0 {
+		l.stalledAt.Store(0)
+	}
+}
+
+// TTFTQuantile is a quantile (0..1) of the recent times to first token; 0 when
+// too few were observed to tell.
+func (l *Live) TTFTQuantile(share float64) time.Duration { return l.pulse.first.Quantile(share) }
+
 // take reserves one slot, atomically against the capacity and the half-open
 // probe. It reports whether the slot is that probe.
-func (l *Live) take(now, capacity, tokens int64) (ok, probe bool) {
-	if until := l.ejectedUntil.Load(); until != 0 {
+func (l *Live) take(now, capacity, tokens int64, panicking bool) (ok, probe bool) {
+	if until := l.ejectedUntil.Load(); until != 0 && !panicking {
 		if now < until || !l.probing.CompareAndSwap(false, true) {
 			return false, false
 		}
@@ -202,6 +234,9 @@ func (l *Live) take(now, capacity, tokens int64) (ok, probe bool) {
 			l.probing.Store(false)
 		}
 		return false, false
+	}
+	if at := l.stalledAt.Load(); at != 0 {
+		l.stalledAt.CompareAndSwap(at, now) // this request is the test; the next one waits its turn
 	}
 	l.promptTokens.Add(tokens)
 	return true, probe

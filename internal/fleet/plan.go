@@ -16,6 +16,7 @@ type Query struct {
 	Now     int64  // Unix nanoseconds
 	Rand    uint64 // fresh for each pick
 	Tried   []*Instance
+	Panic   bool // nothing is open: instances that passive health took out count as open
 }
 
 // Open says whether n can take the request now and was not tried before.
@@ -25,7 +26,8 @@ func (q *Query) Open(n *Node) bool {
 			return false
 		}
 	}
-	return n.Status(q.Now) == Open
+	s := n.Status(q.Now)
+	return s == Open || q.Panic && (s == Ejected || s == Stalled)
 }
 
 // Picker chooses among the members of a tier. Pick returns the index of a node
@@ -66,6 +68,7 @@ type Plan struct {
 	Cookie func(*Instance) string
 
 	first [4]Candidate // Candidates begins here: a plan is one allocation
+	query Query        // of the Acquire under way: kept here to stay off the heap
 }
 
 // NewPlan returns an empty plan.
@@ -81,33 +84,48 @@ const maxPicks = 4
 // Acquire takes a slot at the best instance that is open and not among tried.
 // When there is none it returns an *inference.Error: overloaded when capacity
 // will come back by itself (with the wait until the first cool-down ends),
-// no_capacity otherwise. It never waits.
+// no_capacity otherwise. What passive health took out is used when nothing else
+// is left, in any candidate: a guess about an instance never refuses a request
+// by itself. It never waits.
 func (p *Plan) Acquire(tried []*Instance) (*Lease, error) {
-	q := Query{Request: p.Request, Now: time.Now().UnixNano(), Tried: tried}
-	for i := range p.Candidates {
-		c := &p.Candidates[i]
-		for range maxPicks {
-			q.Rand = rand.Uint64()
-			n := PickTier(c.Picker, &q, c.Pool.primaries, c.Pool.backups)
-			if n == nil {
-				break
-			}
-			if lease := c.take(n, &q); lease != nil {
+	q := &p.query
+	*q = Query{Request: p.Request, Now: time.Now().UnixNano(), Tried: tried}
+	for {
+		for i := range p.Candidates {
+			if lease := p.Candidates[i].acquire(q); lease != nil {
 				return lease, nil
 			}
 		}
+		if q.Panic {
+			return nil, p.refusal(q)
+		}
+		q.Panic = true
 	}
-	return nil, p.refusal(&q)
+}
+
+// acquire takes a slot in the candidate's pool, or returns nil.
+func (c *Candidate) acquire(q *Query) *Lease {
+	for range maxPicks {
+		q.Rand = rand.Uint64()
+		n := PickTier(c.Picker, q, c.Pool.primaries, c.Pool.backups)
+		if n == nil {
+			return nil
+		}
+		if lease := c.take(n, q); lease != nil {
+			return lease
+		}
+	}
+	return nil
 }
 
 // take reserves the slot on the instance behind n.
 func (c *Candidate) take(n *Node, q *Query) *Lease {
 	tokens := q.Request.PromptTokens()
-	ok, probe := n.Live.take(q.Now, n.Capacity, tokens)
+	ok, probe := n.Live.take(q.Now, n.Capacity, tokens, q.Panic)
 	if !ok {
 		return nil
 	}
-	l := &Lease{Instance: n.instance, Candidate: c, tokens: tokens, probe: probe}
+	l := &Lease{Instance: n.instance, Candidate: c, Panic: q.Panic, tokens: tokens, probe: probe}
 	for _, live := range l.outer() {
 		live.inFlight.Add(1)
 		live.promptTokens.Add(tokens)

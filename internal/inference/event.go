@@ -1,5 +1,11 @@
 package inference
 
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
 // EventKind says what one event of a stream means to the gateway.
 type EventKind uint8
 
@@ -22,3 +28,42 @@ type Event struct {
 	Kind  EventKind
 	Usage Usage // set when the event carried usage
 }
+
+// ErrNotYet says that what was waited for has not come by the given instant;
+// the wait may be resumed.
+var ErrNotYet = errors.New("not yet")
+
+// HeaderField is one field of an answer's head.
+type HeaderField struct{ Name, Value string }
+
+// Head is how an upstream's answer begins.
+type Head struct {
+	Status int
+	Length int64         // of the body in bytes; -1 when it is not known
+	Stream bool          // the body is a stream of server-sent events
+	Fields []HeaderField // what may be passed on to a client, canonical names
+}
+
+// Failure is what became of an attempt that gave no answer, with the verdict
+// that decides what happens next.
+type Failure struct {
+	Verdict    Verdict
+	Status     int           // the upstream's HTTP status; 0 when none came
+	Reason     string        // short cause for logs and metrics: "connect", "reset", "stream_idle"
+	Final      bool          // another instance would not do better
+	RetryAfter time.Duration // what the upstream asked for, already bounded; 0 when it did not
+	Head       *Head         // with Body, the answer to pass on when the verdict is yours
+	Body       []byte
+	Err        error
+}
+
+// Error implements error with the verdict, the reason and the cause.
+func (f *Failure) Error() string {
+	if f.Err != nil {
+		return fmt.Sprintf("%s (%s): %v", f.Reason, f.Verdict, f.Err)
+	}
+	return fmt.Sprintf("%s (%s)", f.Reason, f.Verdict)
+}
+
+// Unwrap returns the cause.
+func (f *Failure) Unwrap() error { return f.Err }
