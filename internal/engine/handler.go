@@ -250,7 +250,8 @@ func (e *Engine) breakOff(w http.ResponseWriter, r *http.Request, s *stream, end
 		_, _ = w.Write(body[:len(body)/2])
 		_ = http.NewResponseController(w).Flush() // the abort follows either way
 	}
-	if end == cut && s.plan.cutReset {
+	// A client that does not read would keep the socket's send queue alive for as long as it likes.
+	if end == lost || (end == cut && s.plan.cutReset) {
 		if l := linkOf(r.Context()); l != nil {
 			l.abrupt()
 		}
