@@ -45,27 +45,41 @@ static inline int event_check(struct answer *a, const char *p, size_t n, on_even
   return 0;
 }
 
-/* payload takes n bytes of the decoded body. */
+/* complete appends to the event an earlier read cut, as far as its end, and checks it once whole. It returns the bytes
+ * taken, -1 for a wrong event. */
+static inline long complete(struct answer *a, const char *p, size_t n, on_event *tell, void *who) {
+  const char *sep = memmem(p, n, "\n\n", 2);
+  size_t take = a->ev[a->part - 1] == '\n' && p[0] == '\n' ? 1 : sep ? (size_t)(sep + 2 - p) : n;
+  if (a->part + take > sizeof a->ev) return -1;
+  memcpy(a->ev + a->part, p, take);
+  a->part += take;
+  if (a->part < 2 || memcmp(a->ev + a->part - 2, "\n\n", 2)) return (long)take;
+  size_t len = a->part - 2;
+  a->part = 0;
+  return len && event_check(a, a->ev, len, tell, who) < 0 ? -1 : (long)take;
+}
+
+/* payload takes n > 0 bytes of the decoded body. */
 static inline int payload(struct answer *a, const char *p, size_t n, on_event *tell, void *who) {
   static char canned[JSON_BODY_LEN];
   if (!canned[0]) json_body(canned);
   long at = a->body;
   a->body += (long)n;
   if (!a->stream) return a->body <= JSON_BODY_LEN && !memcmp(canned + at, p, n) ? 0 : -1;
-  if (a->part) { /* complete the event that an earlier read cut */
-    if (a->part + n > sizeof a->ev) return -1;
-    memcpy(a->ev + a->part, p, n);
-    n += a->part;
-    p = a->ev;
-  }
   const char *end = p + n, *sep;
+  if (a->part) {
+    long took = complete(a, p, n, tell, who);
+    if (took < 0) return -1;
+    p += took;
+    if (a->part) return 0;
+  }
   while ((sep = memmem(p, (size_t)(end - p), "\n\n", 2))) {
-    if (*p != '\n' && event_check(a, p, (size_t)(sep - p), tell, who) < 0) return -1;
+    if (sep != p && event_check(a, p, (size_t)(sep - p), tell, who) < 0) return -1;
     p = sep + 2;
   }
   a->part = (size_t)(end - p);
   if (a->part > sizeof a->ev) return -1;
-  memmove(a->ev, p, a->part);
+  memcpy(a->ev, p, a->part);
   return 0;
 }
 
