@@ -123,12 +123,14 @@ func length(s string) string {
 func TestReuse(t *testing.T) {
 	events := token + finish + done
 	full := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(events) + "0\r\n\r\n"
+	one := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: " + length(events) + "\r\n\r\n" + events
 	tests := map[string]struct {
 		answers []string
 		conns   int64
 	}{
-		"kept":                {[]string{full, full, full, full, full}, 1},
+		"kept":                {[]string{full, one, full, one, full}, 1},
 		"closed by server":    {[]string{full}, 5},
+		"closed after 1.0":    {[]string{strings.Replace(one, "1.1", "1.0", 1), full}, 5},
 		"closed when told to": {[]string{strings.Replace(full, "\r\n", "\r\nConnection: close\r\n", 1), full}, 5},
 	}
 	for name, tt := range tests {

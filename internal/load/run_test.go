@@ -318,6 +318,26 @@ func TestSharedPrefixes(t *testing.T) {
 	}
 }
 
+// TestPassesDiffer: a repeated trace shares prefixes inside a pass only, so
+// that its reuse stays that of the recording.
+func TestPassesDiffer(t *testing.T) {
+	rec := new(record)
+	cfg := config(serve(t, rec.handler), 1)
+	cfg.Schedule = load.Default().Schedule
+	cfg.Schedule.Trace.Path = "testdata/mooncake-conversation.jsonl"
+	cfg.Schedule.Trace.MaxRows = 4
+	cfg.Schedule.Trace.Speed = 10
+	cfg.Schedule.Duration = 150 * time.Millisecond
+	run(t, cfg, load.Options{})
+	first := map[string]int{}
+	for _, p := range rec.prompts() {
+		first[p[:512*4]]++
+	}
+	if len(first) != 2 {
+		t.Errorf("got %d distinct first blocks in two passes, want 2", len(first))
+	}
+}
+
 func TestRepeat(t *testing.T) {
 	rec := new(record)
 	cfg := config(serve(t, rec.handler), 100)

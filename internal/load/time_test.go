@@ -226,6 +226,12 @@ func TestTraceSchedule(t *testing.T) {
 			c.Schedule.Trace.MaxRows = 2
 			c.Schedule.Duration = time.Second
 		}, 4, func(at []time.Duration) bool { return at[2] == 2*at[1] && at[3] == 3*at[1] }},
+		"repeats spread": {slots, func(c *load.Config) {
+			// Ten rows of the first slot and three of the second, 3 s long each:
+			// the next pass begins behind the second.
+			c.Schedule.Trace.MaxRows, c.Schedule.Trace.Spread = 13, true
+			c.Schedule.Duration = 8 * time.Second
+		}, 20, func(at []time.Duration) bool { return at[10] == 3*time.Second && at[13] == 6*time.Second }},
 		"slots":  {slots, func(c *load.Config) { c.Schedule.Trace.MaxRows = 12 }, 12, func(at []time.Duration) bool { return at[1] == 0 }},
 		"spread": {slots, func(c *load.Config) { c.Schedule.Trace.MaxRows, c.Schedule.Trace.Spread = 12, true }, 12, func(at []time.Duration) bool { return at[1] > 0 && at[1] < 3*time.Second }},
 		"lengths of a trace at a rate": {slots, func(c *load.Config) {
