@@ -19,6 +19,10 @@ const (
 	stallRetry  = 5 * time.Second
 )
 
+// p99Every is how many answers share one estimate of the p99, which is read at
+// every pick and costs a walk over the buckets.
+const p99Every = 16
+
 // Pulse is the sign of life of an instance: what waits, what streams, and when
 // something last came back. All methods are safe for concurrent use; those on
 // the path of an event cost a few nanoseconds.
@@ -31,6 +35,8 @@ type Pulse struct {
 	perTok  atomic.Int64 // mean time to first byte for a prompt token, picoseconds
 	sizes   [32]atomic.Int64
 	first   Quantiles
+	p99     atomic.Int64 // of first, as of the last multiple of p99Every answers
+	answers atomic.Int64
 }
 
 // sent counts a request that now waits for its first byte.
@@ -50,6 +56,9 @@ func (p *Pulse) answered(now int64, tokens int64, took time.Duration) {
 	}
 	p.beat.Store(now)
 	p.first.Observe(took)
+	if p.answers.Add(1)%p99Every == 0 {
+		p.p99.Store(int64(p.first.Quantile(0.99)))
+	}
 	average(&p.perTok, took.Nanoseconds()*1000/max(tokens, 1))
 }
 
@@ -70,7 +79,7 @@ func (p *Pulse) silent(now int64) bool {
 	if beat != 0 && p.streams.Load() >= 2 && quiet > max(int64(stallFloor), stallGaps*p.gap.Load()) {
 		return true
 	}
-	p99 := int64(p.first.Quantile(0.99))
+	p99 := p.p99.Load()
 	if p99 == 0 || p.waiting.Load() == 0 {
 		return false
 	}

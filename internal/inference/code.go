@@ -18,6 +18,7 @@ const (
 	CodeNotFound         Code = "not_found"
 	CodeMethodNotAllowed Code = "method_not_allowed"
 	CodeTooLarge         Code = "request_too_large"
+	CodeHeadTooLarge     Code = "request_head_too_large"
 	CodeUnsupportedMedia Code = "unsupported_media_type"
 	CodeBodyTimeout      Code = "request_timeout"
 	CodeOverloaded       Code = "server_is_overloaded"
@@ -34,7 +35,7 @@ const (
 func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeUnauthorized, CodeModelNotFound, CodeNotFound, CodeMethodNotAllowed,
-		CodeTooLarge, CodeUnsupportedMedia, CodeBodyTimeout, CodeOverloaded, CodeNoCapacity,
+		CodeTooLarge, CodeHeadTooLarge, CodeUnsupportedMedia, CodeBodyTimeout, CodeOverloaded, CodeNoCapacity,
 		CodeUpstreamError, CodeUpstreamCut, CodeTimeout, CodeCanceled, CodeDraining, CodeInternal,
 	}
 }

@@ -27,6 +27,8 @@ type Event struct {
 	Raw   []byte // as received with the blank line that ends it; valid until the next read
 	Kind  EventKind
 	Usage Usage // set when the event carried usage
+	At    time.Time
+	More  bool // another event has arrived already: no need to flush for this one
 }
 
 // ErrNotYet says that what was waited for has not come by the given instant;

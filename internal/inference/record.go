@@ -33,6 +33,7 @@ type Record struct {
 	Duration time.Duration // from Received to the last byte
 	Upstream time.Duration // part of Duration spent waiting for upstreams
 	Complete bool          // the answer ended as its surface demands
+	Gaps     Gaps          // between the events of a stream
 	Degraded string        // what was lowered, e.g. a fallback model
 }
 
@@ -42,4 +43,29 @@ func (r *Record) Last() *Attempt {
 		return nil
 	}
 	return &r.Attempts[len(r.Attempts)-1]
+}
+
+// GapBounds are the upper bounds of the buckets of Gaps: the token gaps that
+// people notice, and those of stalls.
+var GapBounds = [...]time.Duration{
+	time.Millisecond, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond,
+	30 * time.Millisecond, 50 * time.Millisecond, 75 * time.Millisecond, 100 * time.Millisecond,
+	200 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second,
+}
+
+// Gaps is a histogram of the gaps between a stream's events. It is kept by the
+// stream itself, so that an event costs no shared counter.
+type Gaps struct {
+	Counts [len(GapBounds) + 1]uint32 // the last is above every bound
+	Sum    time.Duration
+}
+
+// Observe adds one gap.
+func (g *Gaps) Observe(d time.Duration) {
+	i := 0
+	for i < len(GapBounds) && d > GapBounds[i] {
+		i++
+	}
+	g.Counts[i]++
+	g.Sum += d
 }

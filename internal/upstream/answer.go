@@ -134,7 +134,8 @@ func (a *Answer) Event(until time.Time) (inference.Event, error) {
 		if ev.Kind == inference.EventComment {
 			continue
 		}
-		a.lastData = time.Now()
+		ev.At = time.Now()
+		a.lastData = ev.At
 		switch ev.Kind {
 		case inference.EventError:
 			return ev, a.failure(http.StatusOK, wire.EventData(raw))
@@ -158,6 +159,7 @@ func (a *Answer) Event(until time.Time) (inference.Event, error) {
 		if ev.Raw = wire.CleanEvent(raw); ev.Raw == nil {
 			continue
 		}
+		ev.More = a.events.Ready()
 		return ev, nil
 	}
 }
@@ -169,9 +171,6 @@ func (a *Answer) classifyEvent(raw []byte) inference.Event {
 	}
 	return wire.InspectEvent(a.req.Surface, raw)
 }
-
-// Ready says whether another event has arrived already.
-func (a *Answer) Ready() bool { return a.events.Ready() }
 
 // eventsEnd judges the end of a stream. A stream is whole when its terminal
 // event came, or when it ended by its framing behind a finish reason.

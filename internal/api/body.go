@@ -1,0 +1,164 @@
+package api
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// smallBody is the size of the pooled buffers for request bodies, in bytes.
+const smallBody = 16 << 10
+
+// bodies holds buffers for small bodies.
+var bodies = sync.Pool{New: func() any { b := make([]byte, 0, smallBody); return &b }}
+
+// memory bounds the bytes of all bodies in memory.
+type memory struct {
+	used atomic.Int64
+}
+
+// take reserves n bytes, or returns false.
+func (m *memory) take(n, limit int64) bool {
+	if m.used.Add(n) > limit {
+		m.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+// heldBody is a request's body in memory with what it takes of the bound.
+type heldBody struct {
+	bytes    []byte
+	reserved int64
+	mem      *memory
+	pooled   bool
+}
+
+// release gives the memory back.
+func (b *heldBody) release() {
+	b.mem.used.Add(-b.reserved)
+	b.reserved = 0
+	if b.pooled && cap(b.bytes) == smallBody {
+		buf := b.bytes[:0]
+		bodies.Put(&buf)
+	}
+	b.bytes = nil
+}
+
+// reserve makes sure that size bytes are counted.
+func (b *heldBody) reserve(size, limit int64) bool {
+	if size <= b.reserved {
+		return true
+	}
+	if !b.mem.take(size-b.reserved, limit) {
+		return false
+	}
+	b.reserved = size
+	return true
+}
+
+// readBody reads a whole body within the limits. The error is an
+// *inference.Error. The caller releases the body in any case.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, cfg *Config) (*heldBody, error) {
+	b := &heldBody{mem: &s.memory}
+	if r.ContentLength > cfg.MaxBody {
+		return b, tooLarge(cfg.MaxBody)
+	}
+	rc := http.NewResponseController(w)
+	if err := rc.SetReadDeadline(time.Now().Add(cfg.ReadBodyTimeout)); err != nil {
+		return b, broken(err)
+	}
+	size := max(r.ContentLength, smallBody)
+	if !b.reserve(size, cfg.MaxBuffered) {
+		return b, noMemory()
+	}
+	if size <= smallBody {
+		b.bytes, b.pooled = (*bodies.Get().(*[]byte))[:0], true
+	} else {
+		b.bytes = make([]byte, 0, size)
+	}
+	for {
+		if len(b.bytes) == cap(b.bytes) {
+			if int64(len(b.bytes)) == r.ContentLength {
+				break
+			}
+			if err := b.grow(cfg); err != nil {
+				return b, err
+			}
+		}
+		n, err := r.Body.Read(b.bytes[len(b.bytes):cap(b.bytes)])
+		b.bytes = b.bytes[:len(b.bytes)+n]
+		if int64(len(b.bytes)) > cfg.MaxBody {
+			return b, tooLarge(cfg.MaxBody)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return b, broken(err)
+		}
+	}
+	if err := rc.SetReadDeadline(time.Time{}); err != nil {
+		return b, broken(err)
+	}
+	return b, nil
+}
+
+// grow doubles the buffer of a body whose length was not announced.
+func (b *heldBody) grow(cfg *Config) error {
+	next := min(2*int64(cap(b.bytes)), cfg.MaxBody+1)
+	if !b.reserve(next, cfg.MaxBuffered) {
+		return noMemory()
+	}
+	bigger := make([]byte, len(b.bytes), next)
+	copy(bigger, b.bytes)
+	b.bytes, b.pooled = bigger, false
+	return nil
+}
+
+// tooLarge is the error of a body beyond the limit.
+func tooLarge(limit int64) error {
+	e := inference.Errorf(inference.CodeTooLarge, "the request body is larger than %d bytes", limit)
+	e.NoRetry = true
+	return e
+}
+
+// noMemory is the error when all bodies together reach their bound.
+func noMemory() error {
+	e := inference.Errorf(inference.CodeOverloaded, "too many request bodies are in memory")
+	e.Reason, e.RetryAfter = "body_memory", time.Second
+	return e
+}
+
+// broken words a body that could not be read.
+func broken(err error) error {
+	var e *inference.Error
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		e = inference.Errorf(inference.CodeBodyTimeout, "the request body did not arrive in time")
+	} else {
+		e = inference.Errorf(inference.CodeInvalidRequest, "the request body ended too early or was malformed")
+		e.NoRetry = true
+	}
+	e.Err = err
+	return e
+}
+
+// Bounds of what is read and thrown away so that a client that is still sending
+// can read why it was refused.
+const discardTime = 2 * time.Second
+
+// discard reads what a refused client still sends: at most twice the limit, and
+// no longer than discardTime.
+func discard(w http.ResponseWriter, r *http.Request, limit int64) {
+	rc := http.NewResponseController(w)
+	if rc.Flush() != nil || rc.SetReadDeadline(time.Now().Add(discardTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, r.Body, 2*limit)
+}

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Config is the section `api` of the configuration: the listener for clients.
+type Config struct {
+	// Address to listen on for clients, as host:port.
+	Listen string `yaml:"listen"`
+	// Certificate file, PEM. With it and tls_key_file the listener speaks TLS, HTTP/2 by ALPN.
+	TLSCertFile string `yaml:"tls_cert_file"`
+	// Private key file, PEM.
+	TLSKeyFile string `yaml:"tls_key_file"`
+	// Longest time for a request's head to arrive.
+	ReadHeaderTimeout time.Duration `yaml:"read_header_timeout"`
+	// Longest time for a request's body to arrive.
+	ReadBodyTimeout time.Duration `yaml:"read_body_timeout"`
+	// How long an idle keep-alive connection is kept.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// A client that takes nothing for this long is cut.
+	WriteStallTimeout time.Duration `yaml:"write_stall_timeout"`
+	// Largest request head in bytes.
+	MaxHeader int `yaml:"max_header"`
+	// Largest request body in bytes.
+	MaxBody int64 `yaml:"max_body"`
+	// Most bytes of request bodies in memory at once, all requests together.
+	MaxBuffered int64 `yaml:"max_buffered"`
+	// Send buffer of each connection in bytes: what a slow reader can leave unread before its upstream is no longer read.
+	SendBuffer int `yaml:"send_buffer"`
+	// Networks of proxies in front of Spillway whose X-Forwarded-For, Forwarded and PROXY protocol headers are believed.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// Expect a PROXY protocol header (version 1 or 2) on connections from trusted proxies.
+	ProxyProtocol bool `yaml:"proxy_protocol"`
+	// Answer /livez and /readyz on this listener too.
+	Probes bool `yaml:"probes"`
+	// Extra address that answers /livez and /readyz only, as host:port; empty is none.
+	ProbeListen string `yaml:"probe_listen"`
+	// How long a stop waits for requests in progress before it cuts them.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+}
+
+// Default returns the configuration of a file that says nothing.
+func Default() Config {
+	return Config{
+		Listen:            ":8080",
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadBodyTimeout:   60 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		WriteStallTimeout: 30 * time.Second,
+		MaxHeader:         64 << 10,
+		MaxBody:           32 << 20,
+		MaxBuffered:       256 << 20,
+		SendBuffer:        128 << 10,
+		Probes:            true,
+		DrainTimeout:      30 * time.Second,
+	}
+}
+
+// Validate returns every mistake in the section.
+func (c *Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	_, _, err := net.SplitHostPort(c.Listen)
+	check(err == nil, "listen: want host:port, got %q", c.Listen)
+	if c.ProbeListen != "" {
+		_, _, err := net.SplitHostPort(c.ProbeListen)
+		check(err == nil, "probe_listen: want host:port, got %q", c.ProbeListen)
+	}
+	check((c.TLSCertFile == "") == (c.TLSKeyFile == ""), "tls_key_file: give both tls_cert_file and tls_key_file or neither")
+	if c.TLSCertFile != "" && c.TLSKeyFile != "" {
+		_, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
+		check(err == nil, "tls_cert_file: %v", err)
+	}
+	check(c.ReadHeaderTimeout > 0, "read_header_timeout: must be > 0, got %v", c.ReadHeaderTimeout)
+	check(c.ReadBodyTimeout > 0, "read_body_timeout: must be > 0, got %v", c.ReadBodyTimeout)
+	check(c.IdleTimeout > 0, "idle_timeout: must be > 0, got %v", c.IdleTimeout)
+	check(c.WriteStallTimeout > 0, "write_stall_timeout: must be > 0, got %v", c.WriteStallTimeout)
+	check(c.DrainTimeout >= 0, "drain_timeout: must be >= 0, got %v", c.DrainTimeout)
+	check(c.MaxHeader >= 4096, "max_header: must be at least 4096, got %d", c.MaxHeader)
+	check(c.MaxBody > 0, "max_body: must be > 0, got %d", c.MaxBody)
+	check(c.MaxBuffered >= c.MaxBody, "max_buffered: must be at least max_body (%d), got %d", c.MaxBody, c.MaxBuffered)
+	check(c.SendBuffer >= 4096, "send_buffer: must be at least 4096, got %d", c.SendBuffer)
+	for _, s := range c.TrustedProxies {
+		_, err := parsePrefix(s)
+		check(err == nil, "trusted_proxies: want an address or a network such as 10.0.0.0/8, got %q", s)
+	}
+	check(!c.ProxyProtocol || len(c.TrustedProxies) > 0, "proxy_protocol: needs trusted_proxies")
+	return errors.Join(errs...)
+}
+
+// parsePrefix reads a network, or a single address as a network of one.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}

@@ -1,0 +1,270 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
+)
+
+// maxFields bounds the number of header fields of a request.
+const maxFields = 256
+
+// routes maps a path without its optional /v1 to its surface.
+var routes = func() map[string]inference.Surface {
+	m := make(map[string]inference.Surface)
+	for _, s := range inference.Surfaces() {
+		m[strings.TrimPrefix(s.Path(), "/v1")] = s
+	}
+	return m
+}()
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	received := time.Now()
+	if c, ok := r.Context().Value(connKey{}).(*frontConn); ok {
+		c.handled.Store(true)
+		defer func() {
+			c.begun.Store(false)
+			c.handled.Store(false)
+		}()
+	}
+	cfg := s.cfg.Load()
+	req := &inference.Request{ID: requestID(r.Header), Received: received, Header: r.Header, RawQuery: r.URL.RawQuery}
+	rw.Header()["X-Request-Id"] = []string{req.ID}
+	w := &writer{w: rw.(conn), req: req, stall: cfg.WriteStallTimeout, armed: received}
+	_ = w.w.SetWriteDeadline(received.Add(w.stall)) // where it cannot be set, Write says so
+	if s.serveRequest(w, r, cfg) {
+		panic(http.ErrAbortHandler) // net/http's way to end a connection without ending its answer
+	}
+}
+
+// serveRequest answers one request and says whether its connection must be
+// aborted.
+func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bool) {
+	path := strings.TrimPrefix(r.URL.Path, "/v1")
+	surface, ok := routes[path]
+	switch {
+	case ok:
+		w.req.Surface = surface
+	case path == "/models" || strings.HasPrefix(path, "/models/"):
+		return s.serveModels(w, r, strings.TrimPrefix(path[len("/models"):], "/"))
+	case cfg.Probes && s.parts.Probes != nil && (r.URL.Path == "/livez" || r.URL.Path == "/readyz"):
+		s.parts.Probes.ServeHTTP(w.w, r)
+		return false
+	default:
+		w.Fail(inference.Errorf(inference.CodeNotFound, "unknown path %q", r.URL.Path))
+		return w.aborted
+	}
+	if err := s.checkHead(w.req, r); err != nil {
+		s.refuseUnread(w, r, err, cfg)
+		return w.aborted
+	}
+	body, err := s.readBody(w.w, r, cfg)
+	defer body.release()
+	if err != nil {
+		s.refuseUnread(w, r, err, cfg)
+		return w.aborted
+	}
+	if err := s.parse(w.req, r, body.bytes); err != nil {
+		w.Fail(clientError(err))
+		return w.aborted
+	}
+	s.serve(w, r)
+	return w.aborted
+}
+
+// checkHead judges a request by its head alone, before its body is read.
+func (s *Server) checkHead(req *inference.Request, r *http.Request) error {
+	if r.Method != http.MethodPost {
+		return inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use POST", r.Method)
+	}
+	if len(r.Header) > maxFields {
+		return inference.Errorf(inference.CodeHeadTooLarge, "the request has more than %d header fields", maxFields)
+	}
+	if s.stopping.Load() {
+		e := inference.Errorf(inference.CodeDraining, "the gateway is stopping")
+		e.RetryAfter = time.Second
+		return e
+	}
+	req.ClientIP = s.proxies.Load().clientIP(r.RemoteAddr, r.Header)
+	var err error
+	if req.Tenant, req.Class, err = s.parts.Identity.Identify(r.Header); err != nil {
+		return err
+	}
+	if ct := r.Header.Get("Content-Type"); ct != "" && ct != "application/json" {
+		if kind, _, err := mime.ParseMediaType(ct); err != nil || kind != "application/json" {
+			return inference.Errorf(inference.CodeUnsupportedMedia, "content type %q is not supported; use application/json", ct)
+		}
+	}
+	if ce := r.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
+		return inference.Errorf(inference.CodeUnsupportedMedia, "content encoding %q is not supported", ce)
+	}
+	return nil
+}
+
+// parse completes the request from its body.
+func (s *Server) parse(req *inference.Request, r *http.Request, body []byte) error {
+	fields, err := wire.ScanRequest(req.Surface, body)
+	if err != nil {
+		return err
+	}
+	req.Body, req.Fields = body, fields
+	timeout := s.parts.Timeout()
+	if d, ok := clientTimeout(r.Header); ok {
+		timeout = min(timeout, d)
+	}
+	req.Deadline = req.Received.Add(timeout)
+	return nil
+}
+
+// clientTimeout is the time-out that a client asks for, in seconds in
+// X-Request-Timeout or in milliseconds in X-Spillway-Deadline-Ms.
+func clientTimeout(h http.Header) (time.Duration, bool) {
+	if v := h["X-Spillway-Deadline-Ms"]; len(v) == 1 {
+		if ms, err := strconv.ParseUint(v[0], 10, 31); err == nil && ms > 0 {
+			return time.Duration(ms) * time.Millisecond, true
+		}
+	}
+	if v := h["X-Request-Timeout"]; len(v) == 1 {
+		if sec, err := strconv.ParseFloat(v[0], 64); err == nil && sec > 0 && sec < 1e6 {
+			return time.Duration(sec * float64(time.Second)), true
+		}
+	}
+	return 0, false
+}
+
+// serve hands the request to the gateway.
+func (s *Server) serve(w *writer, r *http.Request) {
+	ctx := r.Context()
+	if s.parts.Tracing != nil {
+		ctx, w.req.Header = s.parts.Tracing.Start(ctx, r.Header, w.req)
+	}
+	rec := s.parts.Serve(ctx, w.req, w)
+	if s.parts.Tracing != nil {
+		s.parts.Tracing.Finish(ctx, rec)
+	}
+}
+
+// refuseUnread answers a request whose body was not read to its end. A client
+// that is still sending is given the time to read the answer; its connection is
+// not used again.
+func (s *Server) refuseUnread(w *writer, r *http.Request, err error, cfg *Config) {
+	if r.ContentLength == 0 {
+		w.Fail(clientError(err))
+		return
+	}
+	w.w.Header().Set("Connection", "close")
+	if w.Fail(clientError(err)); !w.aborted {
+		discard(w.w, r, cfg.MaxBody)
+	}
+}
+
+// clientError is err as the type that a client may see.
+func clientError(err error) *inference.Error {
+	if e, ok := errors.AsType[*inference.Error](err); ok {
+		return e
+	}
+	e := inference.Errorf(inference.CodeInternal, "internal error")
+	e.Err = err
+	return e
+}
+
+// serveModels answers GET /v1/models and GET /v1/models/{id}.
+func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Fail(inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use GET", r.Method))
+		return w.aborted
+	}
+	if _, _, err := s.parts.Identity.Identify(r.Header); err != nil {
+		s.refuseUnread(w, r, err, s.cfg.Load())
+		return w.aborted
+	}
+	names := s.parts.Models()
+	var v any
+	if id != "" {
+		if !slices.Contains(names, id) {
+			e := inference.Errorf(inference.CodeModelNotFound, "the model %q does not exist", id)
+			e.Param = "model"
+			w.Fail(e)
+			return w.aborted
+		}
+		v = s.model(id)
+	} else {
+		list := make([]model, len(names))
+		for i, name := range names {
+			list[i] = s.model(name)
+		}
+		v = struct {
+			Object string  `json:"object"`
+			Data   []model `json:"data"`
+		}{"list", list}
+	}
+	body, err := json.Marshal(v)
+	if err != nil {
+		w.Fail(inference.Errorf(inference.CodeInternal, "internal error"))
+		return w.aborted
+	}
+	head := inference.Head{Status: http.StatusOK, Length: int64(len(body)), Fields: []inference.HeaderField{{Name: "Content-Type", Value: "application/json"}}}
+	if err := w.Head(&head); err == nil && r.Method == http.MethodGet {
+		_ = w.Write(body, false) // a client that left has no use for an error
+	}
+	return false
+}
+
+// model is one element of the list of models.
+type model struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"`
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+// model describes a model by its name.
+func (s *Server) model(name string) model { return model{name, "model", s.began, "spillway"} }
+
+// requestID is the client's own id where it can be used, or a new one.
+func requestID(h http.Header) string {
+	if v := h["X-Request-Id"]; len(v) == 1 && len(v[0]) > 0 && len(v[0]) <= 128 && printable(v[0]) {
+		return v[0]
+	}
+	return newRequestID()
+}
+
+// newRequestID makes an id of 64 random bits.
+func newRequestID() string {
+	var b [20]byte
+	id := append(b[:0], "req_"...)
+	v := rand.Uint64()
+	for range 16 {
+		id = append(id, "0123456789abcdef"[v&15])
+		v >>= 4
+	}
+	return string(id)
+}
+
+// printable says whether s is visible ASCII.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// statusText is the reason phrase of a status, including nginx's 499.
+func statusText(status int) string {
+	if status == 499 {
+		return "Client Closed Request"
+	}
+	return http.StatusText(status)
+}

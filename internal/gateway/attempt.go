@@ -1,0 +1,253 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
+)
+
+// attempt is one try of the request at one instance.
+type attempt struct {
+	lease  *fleet.Lease
+	answer Answer
+	cancel context.CancelFunc // ends this attempt alone; nil without hedging
+	start  time.Time
+	sent   time.Time
+	hedge  bool
+
+	head  *inference.Head
+	held  []byte // the answer's beginning, not sent yet
+	more  bool   // another event has arrived behind held
+	whole bool   // held is the whole body
+	ttft  time.Duration
+	usage inference.Usage
+}
+
+// win tries instances until one gives a first delta, or a whole answer where
+// nothing is streamed. Its error is that of the first failure.
+func (f *flight) win() (*attempt, error) {
+	for {
+		lease, err := f.plan.Acquire(f.tried)
+		if err != nil {
+			return nil, f.firstError(err)
+		}
+		a, err := f.open(f.ctx, lease)
+		if err == nil {
+			if a, err = f.await(a); err == nil {
+				return a, nil
+			}
+		}
+		if err := f.firstError(err); !f.mayRetry(err) {
+			return nil, f.first
+		}
+		if err := f.backOff(); err != nil {
+			return nil, f.first
+		}
+	}
+}
+
+// firstError keeps the first error and returns err, or the first when err only
+// says that nothing else is left to try.
+func (f *flight) firstError(err error) error {
+	if f.first == nil {
+		f.first = err
+	}
+	if _, ok := errors.AsType[*inference.Failure](err); !ok {
+		return f.first
+	}
+	return err
+}
+
+// mayRetry says whether another attempt is allowed after err.
+func (f *flight) mayRetry(err error) bool {
+	failure, ok := errors.AsType[*inference.Failure](err)
+	if !ok || failure.Final || f.ctx.Err() != nil || len(f.rec.Attempts) >= f.set.Retry.Attempts {
+		return false
+	}
+	switch failure.Verdict {
+	case inference.VerdictBusy, inference.VerdictSpent, inference.VerdictBroken:
+		return f.set.budget.spend(time.Now(), failure.Verdict == inference.VerdictBusy)
+	}
+	return false
+}
+
+// backOff waits a random share of the exponential back-off (full jitter, AWS
+// Architecture Blog 2015). The wait ends early with the flight.
+func (f *flight) backOff() error {
+	limit := min(f.set.Retry.Backoff<<(len(f.rec.Attempts)-1), f.set.Retry.MaxBackoff)
+	if limit <= 0 {
+		return f.ctx.Err()
+	}
+	timer := time.NewTimer(rand.N(limit))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return f.keepAlive(time.Now())
+	case <-f.ctx.Done():
+		return f.ctx.Err()
+	}
+}
+
+// open starts an attempt. When that fails the attempt is settled already.
+func (f *flight) open(ctx context.Context, lease *fleet.Lease) (*attempt, error) {
+	a := &attempt{lease: lease, start: time.Now()}
+	f.tried = append(f.tried, lease.Instance)
+	if f.set.hedges(lease.Instance.Pool) {
+		ctx, a.cancel = context.WithCancel(ctx)
+	}
+	if err := a.begin(ctx, f); err != nil {
+		f.settle(a, err)
+		return nil, err
+	}
+	return a, nil
+}
+
+// begin connects and sends the request.
+func (a *attempt) begin(ctx context.Context, f *flight) error {
+	answer, err := f.g.upstream(ctx, f.req, a.lease)
+	if err != nil {
+		return err
+	}
+	a.answer, a.sent = answer, time.Now()
+	a.lease.Sent(a.sent)
+	a.held = takeHeld()
+	return nil
+}
+
+// await waits for the attempt's first delta, keeps the client waiting meanwhile,
+// and asks a second instance when the pool is hedged and the first is late. It
+// returns the attempt that won; a failed one is settled.
+func (f *flight) await(a *attempt) (*attempt, error) {
+	hedgeAt := f.hedgeAt(a)
+	for {
+		err := a.advance(f.waitUntil(hedgeAt), f)
+		if err == nil {
+			return a, nil
+		}
+		now := time.Now()
+		if errors.Is(err, inference.ErrNotYet) {
+			if err = f.keepAlive(now); err == nil {
+				if !hedgeAt.IsZero() && !now.Before(hedgeAt) {
+					if second := f.second(a); second != nil {
+						return f.race(a, second)
+					}
+					hedgeAt = time.Time{}
+				}
+				continue
+			}
+			err = f.gone(err)
+		}
+		f.settle(a, err)
+		return nil, err
+	}
+}
+
+// advance reads until the answer can be committed: to its first delta, or to the
+// end of a body that is held back. It may be called again after
+// inference.ErrNotYet.
+func (a *attempt) advance(until time.Time, f *flight) error {
+	if a.head == nil {
+		head, err := a.answer.Head(until)
+		if err != nil {
+			return err
+		}
+		a.head = head
+	}
+	if a.head.Stream {
+		return a.firstDelta(until, f)
+	}
+	var err error
+	a.held, err = a.answer.Body(until, a.held, max(f.set.HoldAnswer, 1))
+	switch {
+	case err == io.EOF:
+		a.whole = true
+	case err != nil:
+		return err
+	}
+	now := time.Now()
+	a.ttft = now.Sub(a.start)
+	a.lease.FirstToken(now, a.ttft, false)
+	return nil
+}
+
+// firstDelta holds events back until one of them commits the answer.
+func (a *attempt) firstDelta(until time.Time, f *flight) error {
+	for {
+		ev, err := a.answer.Event(until)
+		if err != nil {
+			if err == io.EOF { // ended as it should, before any event that commits
+				err = &inference.Failure{Verdict: inference.VerdictBroken, Reason: "empty_answer"}
+			}
+			return err
+		}
+		if !ev.Usage.Zero() {
+			a.usage = ev.Usage
+		}
+		if ev.Raw == nil {
+			continue
+		}
+		if len(a.held)+len(ev.Raw) > f.set.HoldEvents {
+			return &inference.Failure{Verdict: inference.VerdictBroken, Reason: "no_delta"}
+		}
+		a.held = append(a.held, ev.Raw...)
+		switch ev.Kind {
+		case inference.EventDelta, inference.EventFinish, inference.EventDone:
+			a.more = ev.More
+			a.ttft = ev.At.Sub(a.start)
+			a.lease.FirstToken(ev.At, a.ttft, true)
+			return nil
+		}
+	}
+}
+
+// settle ends an attempt: the connection and the slot are given back, then
+// health and the record learn what became of it. err is nil for a whole answer.
+func (f *flight) settle(a *attempt, err error) {
+	now := time.Now()
+	if a.answer != nil {
+		a.answer.Close()
+	}
+	if a.cancel != nil {
+		a.cancel()
+	}
+	rec := inference.Attempt{
+		Region: a.lease.Instance.Pool.Region.Name, Pool: a.lease.Instance.Pool.Name, Instance: a.lease.Instance.Name,
+		Model: a.lease.Candidate.Model, TTFT: a.ttft, Duration: now.Sub(a.start), Hedge: a.hedge,
+	}
+	if !a.sent.IsZero() {
+		rec.Connect = a.sent.Sub(a.start)
+	}
+	if a.head != nil {
+		rec.Status = a.head.Status
+	}
+	var retryAfter time.Duration
+	if failure, ok := errors.AsType[*inference.Failure](err); ok {
+		rec.Verdict, rec.Reason, retryAfter = failure.Verdict, failure.Reason, failure.RetryAfter
+		if failure.Status != 0 {
+			rec.Status = failure.Status
+		}
+	} else if err == nil {
+		f.finishUsage(a)
+	}
+	a.lease.Release()
+	f.g.health.Observe(a.lease, rec.Verdict, retryAfter)
+	f.rec.Attempts = append(f.rec.Attempts, rec)
+	f.rec.Upstream += rec.Duration
+}
+
+// finishUsage completes the record's usage with what the held part of the answer
+// said.
+func (f *flight) finishUsage(a *attempt) {
+	if f.rec.Usage.Zero() {
+		f.rec.Usage = a.usage
+	}
+	if a.whole {
+		f.rec.Usage = wire.AnswerUsage(a.held)
+	}
+}

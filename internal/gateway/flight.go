@@ -1,0 +1,322 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// errLeft is the cause of a flight's end when its last reader has left.
+var errLeft = errors.New("the last reader left")
+
+// flight is one generation in progress, from the plan to the upstream's body.
+type flight struct {
+	g   *Gateway
+	set *settings
+	req *inference.Request
+	out Reader
+
+	ctx     context.Context // ends at the deadline, or when the last reader has left
+	cancel  context.CancelCauseFunc
+	timer   context.CancelFunc
+	readers atomic.Int32
+	leave   func()
+
+	plan  *fleet.Plan
+	tried []*fleet.Instance
+	first error // the first failure, which is the one that is reported
+
+	begun   bool      // the head is with the reader
+	comment time.Time // when the next keep-alive is due; zero is never
+	rec     inference.Record
+}
+
+// launch begins a flight with one reader.
+func (g *Gateway) launch(ctx context.Context, req *inference.Request, out Reader) *flight {
+	f := &flight{g: g, set: g.settings.Load(), req: req, out: out}
+	f.rec.Request = req
+	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	f.ctx, f.timer = context.WithDeadline(f.ctx, req.Deadline)
+	f.leave = f.join(ctx)
+	if req.Stream && f.set.comments[req.Surface] != nil {
+		f.comment = req.Received.Add(f.set.KeepAlive.Grace)
+	}
+	f.set.budget.request(req.Received)
+	return f
+}
+
+// join adds a reader, which leaves when its own context ends or leave is called.
+func (f *flight) join(ctx context.Context) (leave func()) {
+	f.readers.Add(1)
+	left := func() {
+		if f.readers.Add(-1) > 0 {
+			return
+		}
+		if stop, ok := errors.AsType[*inference.Error](context.Cause(ctx)); ok {
+			f.cancel(stop) // the server ended the reader, and says why
+			return
+		}
+		f.cancel(errLeft)
+	}
+	stop := context.AfterFunc(ctx, left)
+	return func() {
+		if stop() {
+			left()
+		}
+	}
+}
+
+// land ends the flight: everything that was held is given back before the record
+// is handed over.
+func (f *flight) land() {
+	f.leave()
+	f.timer()
+	f.rec.Duration = time.Since(f.req.Received)
+	f.g.recorder.Record(&f.rec)
+}
+
+// refuse answers with an error. An answer of the upstream that is the client's
+// own fault is passed on as it is.
+func (f *flight) refuse(err error) *inference.Record {
+	if failure, ok := errors.AsType[*inference.Failure](err); ok {
+		if failure.Head != nil && !f.begun && f.ctx.Err() == nil {
+			f.passOn(failure)
+			return &f.rec
+		}
+		err = f.clientError(failure)
+	}
+	e, ok := errors.AsType[*inference.Error](err)
+	if !ok {
+		e = inference.Errorf(inference.CodeInternal, "internal error")
+		e.Err = err
+	}
+	if e.Code == inference.CodeOverloaded {
+		f.set.budget.refuse(time.Now())
+	}
+	f.rec.Code, f.rec.Reason = e.Code, e.Reason
+	f.out.Fail(e)
+	return &f.rec
+}
+
+// passOn gives the client the upstream's own answer to its mistake.
+func (f *flight) passOn(failure *inference.Failure) {
+	f.rec.Code, f.rec.Reason = inference.CodeInvalidRequest, failure.Reason
+	head := *failure.Head
+	head.Length = int64(len(failure.Body))
+	if f.head(&head) == nil {
+		f.send(failure.Body, true)
+	}
+}
+
+// head begins the answer, once.
+func (f *flight) head(h *inference.Head) error {
+	if f.begun {
+		return nil
+	}
+	f.begun = true
+	f.rec.Status = h.Status
+	return f.out.Head(h)
+}
+
+// send hands bytes to the reader.
+func (f *flight) send(p []byte, flush bool) error {
+	f.rec.Bytes += int64(len(p))
+	return f.out.Write(p, flush)
+}
+
+// clientError words an upstream's failure for the client.
+func (f *flight) clientError(failure *inference.Failure) *inference.Error {
+	e, stopped := errors.AsType[*inference.Error](context.Cause(f.ctx))
+	switch {
+	case stopped:
+		return e
+	case errors.Is(context.Cause(f.ctx), errLeft):
+		e = inference.Errorf(inference.CodeCanceled, "the client closed the connection")
+	case f.ctx.Err() != nil:
+		e = inference.Errorf(inference.CodeTimeout, "the request was not finished within %v", f.req.Deadline.Sub(f.req.Received).Round(time.Millisecond))
+	case failure.Verdict == inference.VerdictBusy:
+		e = inference.Errorf(inference.CodeOverloaded, "the servers of model %q are busy", f.req.Model)
+		e.RetryAfter = max(time.Second, failure.RetryAfter)
+	case failure.Verdict == inference.VerdictSpent:
+		e = inference.Errorf(inference.CodeUpstreamError, "the provider's account cannot be used")
+		e.NoRetry = true
+	case failure.Reason == "first_token_timeout":
+		e = inference.Errorf(inference.CodeTimeout, "the model server gave no first token in time")
+	default:
+		e = inference.Errorf(inference.CodeUpstreamError, "the model server failed: %s", failure.Reason)
+	}
+	e.Reason, e.Err = failure.Reason, failure
+	return e
+}
+
+// farFuture is a wait without an end of its own; the flight's context ends it.
+const farFuture = 365 * 24 * time.Hour
+
+// waitUntil is the instant at which a wait has to be interrupted.
+func (f *flight) waitUntil(hedge time.Time) time.Time {
+	until := f.req.Received.Add(farFuture)
+	if !f.comment.IsZero() {
+		until = f.comment
+	}
+	if !hedge.IsZero() && hedge.Before(until) {
+		until = hedge
+	}
+	return until
+}
+
+// streamHead is how a stream begins that has to begin before its upstream does.
+var streamHead = inference.Head{
+	Status: 200, Length: -1, Stream: true,
+	Fields: []inference.HeaderField{{Name: "Content-Type", Value: "text/event-stream; charset=utf-8"}},
+}
+
+// keepAlive sends a comment when one is due. It stands between events because
+// nothing else was sent yet.
+func (f *flight) keepAlive(now time.Time) error {
+	if f.comment.IsZero() || now.Before(f.comment) {
+		return nil
+	}
+	f.comment = now.Add(f.set.KeepAlive.Interval)
+	if err := f.head(&streamHead); err != nil {
+		return err
+	}
+	return f.send(f.set.comments[f.req.Surface], true)
+}
+
+// relay passes the winner's answer on to its end, then settles it.
+func (f *flight) relay(a *attempt) *inference.Record {
+	defer putHeld(a.held)
+	if f.plan.Cookie != nil && !f.begun {
+		if cookie := f.plan.Cookie(a.lease.Instance); cookie != "" {
+			a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "Set-Cookie", Value: cookie})
+		}
+	}
+	a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Instance", Value: a.lease.Instance.Name})
+	if fallback := a.lease.Candidate.Fallback; fallback != "" {
+		f.rec.Degraded = "model=" + fallback
+		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Degraded", Value: f.rec.Degraded})
+	}
+	var err error
+	if a.head.Stream {
+		err = f.relayEvents(a)
+	} else {
+		err = f.relayBody(a)
+	}
+	if err == io.EOF {
+		f.rec.Complete = true
+		f.settle(a, nil)
+		f.g.router.Answered(f.req, a.lease, f.rec.Usage)
+		return &f.rec
+	}
+	f.settle(a, err)
+	f.cut(err)
+	return &f.rec
+}
+
+// relayEvents passes a stream on, event by event. It returns io.EOF at the end
+// of a whole answer.
+func (f *flight) relayEvents(a *attempt) error {
+	if err := f.head(a.head); err != nil {
+		return f.gone(err)
+	}
+	until := f.req.Received.Add(farFuture)
+	err := f.send(a.held, !a.more)
+	last := time.Now()
+	f.rec.TTFT = last.Sub(f.req.Received)
+	f.rec.Tokens = 1
+	for err == nil {
+		var ev inference.Event
+		if ev, err = a.answer.Event(until); err != nil {
+			return err
+		}
+		if !ev.Usage.Zero() {
+			f.rec.Usage = ev.Usage
+		}
+		if ev.Raw == nil {
+			continue
+		}
+		if ev.Kind == inference.EventDelta {
+			f.rec.Tokens++
+			f.rec.Gaps.Observe(ev.At.Sub(last))
+			last = ev.At
+		}
+		a.lease.Token(ev.At)
+		err = f.send(ev.Raw, !ev.More)
+	}
+	return f.gone(err)
+}
+
+// relayBody passes an answer on that is not a stream. What was held back goes
+// out in one piece; the rest of one that is too large to hold follows as it comes.
+func (f *flight) relayBody(a *attempt) error {
+	head := *a.head
+	if a.whole {
+		head.Length = int64(len(a.held))
+	}
+	if err := f.head(&head); err != nil {
+		return f.gone(err)
+	}
+	if err := f.send(a.held, true); err != nil {
+		return f.gone(err)
+	}
+	if a.whole {
+		return io.EOF
+	}
+	until := f.req.Received.Add(farFuture)
+	buf := a.held
+	for {
+		var err error
+		buf, err = a.answer.Body(until, buf[:0], heldSize)
+		if len(buf) > 0 {
+			if werr := f.send(buf, true); werr != nil {
+				return f.gone(werr)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// gone is a reader that could not be written to: it left.
+func (f *flight) gone(err error) error {
+	f.cancel(errLeft)
+	return &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "client_write", Err: err}
+}
+
+// cut ends an answer that had begun: an error frame, then an aborted connection.
+func (f *flight) cut(err error) {
+	failure, ok := errors.AsType[*inference.Failure](err)
+	if !ok {
+		failure = &inference.Failure{Verdict: inference.VerdictBroken, Reason: "cut", Err: err}
+	}
+	e := f.clientError(failure)
+	if f.ctx.Err() == nil {
+		e = inference.Errorf(inference.CodeUpstreamCut, "the model server's answer was cut: %s", failure.Reason)
+		e.Reason, e.Err = failure.Reason, failure
+	}
+	f.rec.Code, f.rec.Reason = e.Code, e.Reason
+	f.out.Fail(e)
+}
+
+// heldSize is the size of the buffers in which an answer's beginning is held.
+const heldSize = 16 << 10
+
+// heldBuffers holds those buffers.
+var heldBuffers = sync.Pool{New: func() any { b := make([]byte, 0, heldSize); return &b }}
+
+// takeHeld returns an empty buffer.
+func takeHeld() []byte { return (*heldBuffers.Get().(*[]byte))[:0] }
+
+// putHeld gives a buffer back; one that has grown is left to the collector.
+func putHeld(b []byte) {
+	if cap(b) == heldSize {
+		heldBuffers.Put(&b)
+	}
+}

@@ -1,0 +1,146 @@
+// Package gateway is the life of a request: Serve reads from top to bottom what
+// happens between a parsed request and the last byte of its answer.
+//
+// What runs from the plan to the upstream's body is a flight, with its own
+// context and deadline. A Reader is where its bytes go: the client's connection
+// now, jobs and followers of the same flight later. A flight ends when its last
+// reader leaves, so a client that hangs up while the flight connects, waits for
+// its first token or streams cancels the upstream at once.
+//
+// Until the first parsed delta nothing reaches the reader but comments, and
+// another instance may still answer: retry, fallback and hedging live on that
+// side of the commit point only. Behind it an upstream's failure ends the answer
+// with an error frame and an aborted connection, never a clean end.
+//
+// A flight runs on the goroutine that calls Serve. Hedging alone starts others,
+// two at a time, and waits for them before it goes on. The gateway holds no
+// other goroutine and no lock but the retry budget's.
+package gateway
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// Router decides where a request may run.
+type Router interface {
+	// Plan orders the candidate pools. Its error is an *inference.Error.
+	Plan(ctx context.Context, req *inference.Request) (*fleet.Plan, error)
+	// Answered tells what an instance reported for a request that it answered, so
+	// that a guess about its prefix cache can be corrected.
+	Answered(req *inference.Request, lease *fleet.Lease, usage inference.Usage)
+}
+
+// Answer is one attempt's answer in progress, for one goroutine at a time. Waits
+// end at the given instant with inference.ErrNotYet and may be resumed; other
+// errors are io.EOF at the true end of a whole answer, or *inference.Failure.
+type Answer interface {
+	// Head waits until the answer begins.
+	Head(until time.Time) (*inference.Head, error)
+	// Event waits for the next event of a stream. Its bytes are valid until the
+	// next call; an event without bytes is not for the reader.
+	Event(until time.Time) (inference.Event, error)
+	// Body appends the body of an answer that is not a stream to buf, until it
+	// ends (io.EOF) or buf holds max bytes (nil).
+	Body(until time.Time, buf []byte, max int) ([]byte, error)
+	// Close ends the attempt, and the upstream's work where it is not done.
+	Close()
+}
+
+// Upstream opens an attempt at the lease's instance. Its error is an
+// *inference.Failure. The context ends the attempt.
+type Upstream func(ctx context.Context, req *inference.Request, lease *fleet.Lease) (Answer, error)
+
+// Health judges instances by what became of attempts, at their end.
+type Health interface {
+	Observe(lease *fleet.Lease, verdict inference.Verdict, retryAfter time.Duration)
+}
+
+// Recorder keeps what is kept of a request. It does not block and does not keep
+// the request.
+type Recorder interface {
+	Record(rec *inference.Record)
+}
+
+// Reader is where an answer goes. It is called from one goroutine at a time, and
+// its context is the one given to Serve.
+type Reader interface {
+	// Head begins the answer.
+	Head(head *inference.Head) error
+	// Write adds whole events, or a piece of a body. It may hold them until flush.
+	Write(p []byte, flush bool) error
+	// Fail ends the answer with an error: as a status while nothing was sent, and
+	// as an error frame and an aborted connection afterwards.
+	Fail(err *inference.Error)
+}
+
+// Gateway serves requests. It is safe for concurrent use.
+type Gateway struct {
+	router   Router
+	upstream Upstream
+	health   Health
+	recorder Recorder
+	settings atomic.Pointer[settings]
+}
+
+// settings are what a reload replaces.
+type settings struct {
+	Config
+	budget   *budget
+	comments [8][]byte // by surface; nil is none
+}
+
+// New returns a gateway over its parts.
+func New(cfg Config, router Router, upstream Upstream, health Health, recorder Recorder) *Gateway {
+	g := &Gateway{router: router, upstream: upstream, health: health, recorder: recorder}
+	g.Apply(cfg)
+	return g
+}
+
+// Apply replaces the configuration for requests that come from now on. The retry
+// budget is kept when its bounds are the same.
+func (g *Gateway) Apply(cfg Config) {
+	s := &settings{Config: cfg}
+	if old := g.settings.Load(); old != nil && old.Retry == cfg.Retry {
+		s.budget = old.budget
+	} else {
+		s.budget = newBudget(cfg.Retry)
+	}
+	for _, surface := range inference.Surfaces() {
+		if f := cfg.KeepAlive.framing(surface); f != FramingOff {
+			s.comments[surface] = f.comment()
+		}
+	}
+	g.settings.Store(s)
+}
+
+// Timeout is the longest time for a whole request.
+func (g *Gateway) Timeout() time.Duration { return g.settings.Load().Timeout }
+
+// Serve answers one request and returns its record. By then the last byte is
+// with the reader, the lease is back and the record was handed over.
+func (g *Gateway) Serve(ctx context.Context, req *inference.Request, out Reader) *inference.Record {
+	f := g.launch(ctx, req, out)
+	defer f.land()
+
+	plan, err := g.router.Plan(f.ctx, req)
+	if err != nil {
+		return f.refuse(err)
+	}
+	f.plan = plan
+	winner, err := f.win()
+	if err != nil {
+		return f.refuse(err)
+	}
+	return f.relay(winner)
+}
+
+// hedges says whether requests that run in the pool are hedged.
+func (s *settings) hedges(p *fleet.Pool) bool {
+	return len(s.Hedge.Pools) > 0 && slices.Contains(s.Hedge.Pools, p.Name)
+}
