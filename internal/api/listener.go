@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -57,7 +59,8 @@ type frontConn struct {
 	plain   atomic.Bool // speaks HTTP/1.1 without TLS
 	begun   atomic.Bool // bytes of a head have come
 	handled atomic.Bool // a handler has the request
-	aborted atomic.Bool // the read deadline in force only wakes a reader
+	read    lazyDeadline
+	write   lazyDeadline
 
 	proxied bool
 	once    sync.Once
@@ -89,32 +92,52 @@ func (c *frontConn) RemoteAddr() net.Addr {
 }
 
 // Read implements net.Conn.
-func (c *frontConn) Read(p []byte) (n int, err error) {
-	if c.proxied {
-		if c.proxyHeader(); c.err != nil {
-			return 0, c.err
+func (c *frontConn) Read(p []byte) (int, error) {
+	for {
+		n, err := c.readOnce(p)
+		if n > 0 {
+			if !c.begun.Swap(true) && bytes.HasPrefix(p[:n], []byte("PRI * HTTP/2")) {
+				c.plain.Store(false)
+			}
+			return n, err
 		}
-		n, err = c.buf.Read(p)
-	} else {
-		n, err = c.Conn.Read(p)
-	}
-	if n > 0 {
-		if !c.begun.Swap(true) && bytes.HasPrefix(p[:n], []byte("PRI * HTTP/2")) {
-			c.plain.Store(false)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || c.read.woken() {
+			return n, err
+		}
+		if c.read.early(time.Now(), c.Conn.SetReadDeadline) {
+			continue
+		}
+		if c.plain.Load() && c.begun.Load() && !c.handled.Load() {
+			c.refuse(inference.CodeBodyTimeout, "the request head did not arrive in time")
 		}
 		return n, err
 	}
-	if ne, ok := err.(net.Error); ok && ne.Timeout() && c.plain.Load() && c.begun.Load() && !c.handled.Load() && !c.aborted.Load() {
-		c.refuse(inference.CodeBodyTimeout, "the request head did not arrive in time")
-	}
-	return n, err
 }
 
-// SetReadDeadline implements net.Conn. net/http sets one far in the past to wake
-// its own reader, which is no client's fault.
+// readOnce reads what the client sent, behind a PROXY protocol header.
+func (c *frontConn) readOnce(p []byte) (int, error) {
+	if !c.proxied {
+		return c.Conn.Read(p)
+	}
+	if c.proxyHeader(); c.err != nil {
+		return 0, c.err
+	}
+	return c.buf.Read(p)
+}
+
+// SetReadDeadline implements net.Conn.
 func (c *frontConn) SetReadDeadline(t time.Time) error {
-	c.aborted.Store(!t.IsZero() && t.Before(time.Now().Add(-time.Hour)))
-	return c.Conn.SetReadDeadline(t)
+	return c.read.set(t, c.Conn.SetReadDeadline)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *frontConn) SetWriteDeadline(t time.Time) error {
+	return c.write.set(t, c.Conn.SetWriteDeadline)
+}
+
+// SetDeadline implements net.Conn.
+func (c *frontConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // bare marks the answers that net/http writes past any handler.
@@ -131,7 +154,14 @@ func (c *frontConn) Write(p []byte) (int, error) {
 		c.refuse(code, fmt.Sprintf("the request head was refused: %s", bytes.TrimSpace(reason)))
 		return len(p), nil
 	}
-	return c.Conn.Write(p)
+	written := 0
+	for {
+		n, err := c.Conn.Write(p[written:])
+		written += n
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) || !c.write.early(time.Now(), c.Conn.SetWriteDeadline) {
+			return written, err
+		}
+	}
 }
 
 // refuse answers a request that no handler will see.

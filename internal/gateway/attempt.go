@@ -67,7 +67,7 @@ func (f *flight) firstError(err error) error {
 // mayRetry says whether another attempt is allowed after err.
 func (f *flight) mayRetry(err error) bool {
 	failure, ok := errors.AsType[*inference.Failure](err)
-	if !ok || failure.Final || f.ctx.Err() != nil || len(f.rec.Attempts) >= f.set.Retry.Attempts {
+	if !ok || failure.Final || f.ctx.Err() != nil || !time.Now().Before(f.req.Deadline) || len(f.rec.Attempts) >= f.set.Retry.Attempts {
 		return false
 	}
 	switch failure.Verdict {
@@ -131,7 +131,7 @@ func (f *flight) await(a *attempt) (*attempt, error) {
 			return a, nil
 		}
 		now := time.Now()
-		if errors.Is(err, inference.ErrNotYet) {
+		if errors.Is(err, inference.ErrNotYet) && now.Before(f.req.Deadline) {
 			if err = f.keepAlive(now); err == nil {
 				if !hedgeAt.IsZero() && !now.Before(hedgeAt) {
 					if second := f.second(a); second != nil {
@@ -143,6 +143,7 @@ func (f *flight) await(a *attempt) (*attempt, error) {
 			}
 			err = f.gone(err)
 		}
+		err = f.late(err)
 		f.settle(a, err)
 		return nil, err
 	}

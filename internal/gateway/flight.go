@@ -22,9 +22,8 @@ type flight struct {
 	req *inference.Request
 	out Reader
 
-	ctx     context.Context // ends at the deadline, or when the last reader has left
+	ctx     context.Context // ends when the last reader has left
 	cancel  context.CancelCauseFunc
-	timer   context.CancelFunc
 	readers atomic.Int32
 	leave   func()
 
@@ -42,7 +41,6 @@ func (g *Gateway) launch(ctx context.Context, req *inference.Request, out Reader
 	f := &flight{g: g, set: g.settings.Load(), req: req, out: out}
 	f.rec.Request = req
 	f.ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	f.ctx, f.timer = context.WithDeadline(f.ctx, req.Deadline)
 	f.leave = f.join(ctx)
 	if req.Stream && f.set.comments[req.Surface] != nil {
 		f.comment = req.Received.Add(f.set.KeepAlive.Grace)
@@ -76,7 +74,6 @@ func (f *flight) join(ctx context.Context) (leave func()) {
 // is handed over.
 func (f *flight) land() {
 	f.leave()
-	f.timer()
 	f.rec.Duration = time.Since(f.req.Received)
 	f.g.recorder.Record(&f.rec)
 }
@@ -138,7 +135,7 @@ func (f *flight) clientError(failure *inference.Failure) *inference.Error {
 		return e
 	case errors.Is(context.Cause(f.ctx), errLeft):
 		e = inference.Errorf(inference.CodeCanceled, "the client closed the connection")
-	case f.ctx.Err() != nil:
+	case failure.Reason == "deadline":
 		e = inference.Errorf(inference.CodeTimeout, "the request was not finished within %v", f.req.Deadline.Sub(f.req.Received).Round(time.Millisecond))
 	case failure.Verdict == inference.VerdictBusy:
 		e = inference.Errorf(inference.CodeOverloaded, "the servers of model %q are busy", f.req.Model)
@@ -155,13 +152,19 @@ func (f *flight) clientError(failure *inference.Failure) *inference.Error {
 	return e
 }
 
-// farFuture is a wait without an end of its own; the flight's context ends it.
-const farFuture = 365 * 24 * time.Hour
+// late is what becomes of an attempt whose request has reached its deadline. The
+// deadline is kept by the waits themselves, which costs no timer a request.
+func (f *flight) late(err error) error {
+	if !errors.Is(err, inference.ErrNotYet) {
+		return err
+	}
+	return &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "deadline", Err: context.DeadlineExceeded}
+}
 
 // waitUntil is the instant at which a wait has to be interrupted.
 func (f *flight) waitUntil(hedge time.Time) time.Time {
-	until := f.req.Received.Add(farFuture)
-	if !f.comment.IsZero() {
+	until := f.req.Deadline
+	if !f.comment.IsZero() && f.comment.Before(until) {
 		until = f.comment
 	}
 	if !hedge.IsZero() && hedge.Before(until) {
@@ -225,15 +228,14 @@ func (f *flight) relayEvents(a *attempt) error {
 	if err := f.head(a.head); err != nil {
 		return f.gone(err)
 	}
-	until := f.req.Received.Add(farFuture)
 	err := f.send(a.held, !a.more)
 	last := time.Now()
 	f.rec.TTFT = last.Sub(f.req.Received)
 	f.rec.Tokens = 1
 	for err == nil {
 		var ev inference.Event
-		if ev, err = a.answer.Event(until); err != nil {
-			return err
+		if ev, err = a.answer.Event(f.req.Deadline); err != nil {
+			return f.late(err)
 		}
 		if !ev.Usage.Zero() {
 			f.rec.Usage = ev.Usage
@@ -268,18 +270,17 @@ func (f *flight) relayBody(a *attempt) error {
 	if a.whole {
 		return io.EOF
 	}
-	until := f.req.Received.Add(farFuture)
 	buf := a.held
 	for {
 		var err error
-		buf, err = a.answer.Body(until, buf[:0], heldSize)
+		buf, err = a.answer.Body(f.req.Deadline, buf[:0], heldSize)
 		if len(buf) > 0 {
 			if werr := f.send(buf, true); werr != nil {
 				return f.gone(werr)
 			}
 		}
 		if err != nil {
-			return err
+			return f.late(err)
 		}
 	}
 }
@@ -297,7 +298,7 @@ func (f *flight) cut(err error) {
 		failure = &inference.Failure{Verdict: inference.VerdictBroken, Reason: "cut", Err: err}
 	}
 	e := f.clientError(failure)
-	if f.ctx.Err() == nil {
+	if failure.Verdict != inference.VerdictCanceled {
 		e = inference.Errorf(inference.CodeUpstreamCut, "the model server's answer was cut: %s", failure.Reason)
 		e.Reason, e.Err = failure.Reason, failure
 	}

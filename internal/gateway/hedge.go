@@ -56,12 +56,11 @@ func (f *flight) race(first, second *attempt) (*attempt, error) {
 	results := make(chan outcome, 2)
 	ctx, cancel := context.WithCancel(f.ctx)
 	second.cancel = cancel
-	until := f.req.Received.Add(farFuture)
-	go func() { results <- outcome{first, first.advance(until, f)} }()
+	go func() { results <- outcome{first, f.late(first.advance(f.req.Deadline, f))} }()
 	go func() {
 		err := second.begin(ctx, f)
 		if err == nil {
-			err = second.advance(until, f)
+			err = f.late(second.advance(f.req.Deadline, f))
 		}
 		results <- outcome{second, err}
 	}()

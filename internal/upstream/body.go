@@ -85,13 +85,13 @@ func (b *body) readChunks(p []byte) (int, error) {
 			if n > 0 && !b.chunkBuffered() {
 				return n, nil
 			}
-			if err := b.nextChunk(); err != nil || b.ended {
-				if b.ended {
-					err = io.EOF
-				}
-				if n > 0 {
-					return n, nil // what came is good; the end comes with the next call
-				}
+			err := b.nextChunk()
+			switch {
+			case (err != nil || b.ended) && n > 0:
+				return n, nil // what came is good; the end comes with the next call
+			case b.ended:
+				return 0, io.EOF
+			case err != nil:
 				return 0, unexpected(err)
 			}
 		}

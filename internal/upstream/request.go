@@ -1,11 +1,13 @@
 package upstream
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/wire"
@@ -38,7 +40,8 @@ const copyLimit = 16 << 10
 var writeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, copyLimit); return &b }}
 
 // send writes the whole request in one system call.
-func (c *conn) send(req *inference.Request, p *pool, a *Answer) error {
+func (c *conn) send(a *Answer) error {
+	req, p := a.req, a.pool
 	bp := writeBuffers.Get().(*[]byte)
 	defer func() {
 		*bp = (*bp)[:0]
@@ -52,9 +55,13 @@ func (c *conn) send(req *inference.Request, p *pool, a *Answer) error {
 	head := p.appendHead((*bp)[:0], req, a.lease.Instance.URL.Path, a.lease.Instance.URL.Host, length)
 	*bp = head
 	if len(head)+length > copyLimit {
+		// A small request fits into the socket's buffer; a large one may have to wait.
+		if err := c.nc.SetWriteDeadline(req.Deadline); err != nil {
+			return err
+		}
 		bufs := append(net.Buffers{head}, segs...)
 		_, err := bufs.WriteTo(c.nc)
-		return err
+		return errors.Join(err, c.nc.SetWriteDeadline(time.Time{}))
 	}
 	for _, s := range segs {
 		head = append(head, s...)

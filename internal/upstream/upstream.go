@@ -234,7 +234,7 @@ func (a *Answer) connect(e *endpoint, c *conn) error {
 		a.stop = context.AfterFunc(a.ctx, func() { nc.Close() })
 		c.buf = buffers.Get().(*[]byte)
 		ex := &direct{body: body{c: c}}
-		err := c.send(a.req, a.pool, a)
+		err := c.send(a)
 		if err == nil || !c.reused && answered(c) {
 			a.ex = ex
 			return nil
