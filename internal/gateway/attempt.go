@@ -207,8 +207,9 @@ func (a *attempt) firstDelta(until time.Time, f *flight) error {
 	}
 }
 
-// settle ends an attempt: the connection and the slot are given back, then
-// health and the record learn what became of it. err is nil for a whole answer.
+// settle ends an attempt: the connection is given back, health learns what became
+// of it, then the slot is given back, so that a half-open instance is judged
+// before anybody else gets it. err is nil for a whole answer.
 func (f *flight) settle(a *attempt, err error) {
 	now := time.Now()
 	if a.answer != nil {
@@ -227,19 +228,28 @@ func (f *flight) settle(a *attempt, err error) {
 	if a.head != nil {
 		rec.Status = a.head.Status
 	}
-	var retryAfter time.Duration
-	if failure, ok := errors.AsType[*inference.Failure](err); ok {
-		rec.Verdict, rec.Reason, retryAfter = failure.Verdict, failure.Reason, failure.RetryAfter
+	var failure *inference.Failure
+	if err == nil {
+		f.finishUsage(a)
+	} else {
+		failure = asFailure(err)
+		rec.Verdict, rec.Reason = failure.Verdict, failure.Reason
 		if failure.Status != 0 {
 			rec.Status = failure.Status
 		}
-	} else if err == nil {
-		f.finishUsage(a)
 	}
+	f.g.health.Observe(a.lease, failure)
 	a.lease.Release()
-	f.g.health.Observe(a.lease, rec.Verdict, retryAfter)
 	f.rec.Attempts = append(f.rec.Attempts, rec)
 	f.rec.Upstream += rec.Duration
+}
+
+// asFailure is err as the failure that upstreams report.
+func asFailure(err error) *inference.Failure {
+	if failure, ok := errors.AsType[*inference.Failure](err); ok {
+		return failure
+	}
+	return &inference.Failure{Verdict: inference.VerdictBroken, Reason: "error", Err: err}
 }
 
 // finishUsage completes the record's usage with what the held part of the answer

@@ -293,10 +293,7 @@ func (f *flight) gone(err error) error {
 
 // cut ends an answer that had begun: an error frame, then an aborted connection.
 func (f *flight) cut(err error) {
-	failure, ok := errors.AsType[*inference.Failure](err)
-	if !ok {
-		failure = &inference.Failure{Verdict: inference.VerdictBroken, Reason: "cut", Err: err}
-	}
+	failure := asFailure(err)
 	e := f.clientError(failure)
 	if failure.Verdict != inference.VerdictCanceled {
 		e = inference.Errorf(inference.CodeUpstreamCut, "the model server's answer was cut: %s", failure.Reason)

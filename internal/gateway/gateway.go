@@ -56,9 +56,11 @@ type Answer interface {
 // *inference.Failure. The context ends the attempt.
 type Upstream func(ctx context.Context, req *inference.Request, lease *fleet.Lease) (Answer, error)
 
-// Health judges instances by what became of attempts, at their end.
+// Health judges instances by what became of attempts.
 type Health interface {
-	Observe(lease *fleet.Lease, verdict inference.Verdict, retryAfter time.Duration)
+	// Observe is told at the end of every attempt, before its lease is given back.
+	// failure is nil for a whole answer. It does not block.
+	Observe(lease *fleet.Lease, failure *inference.Failure)
 }
 
 // Recorder keeps what is kept of a request. It does not block and does not keep
