@@ -226,43 +226,46 @@ func (s *scratch) append(dst []fleet.Candidate, o *offer, ask bool) (all []fleet
 // Layout of a rank, from its highest bits: not the first, backup, not open, weight
 // (inverted), load, index.
 const (
-	indexMask  = 1<<16 - 1
-	loadMax    = 1<<24 - 1
-	loadShift  = 16
-	weightMax  = 1<<21 - 1
-	weightBits = 40
-	closedBit  = 1 << 61
-	backupBit  = 1 << 62
-	laterBit   = 1 << 63
+	indexMask   = 1<<16 - 1
+	loadMax     = 1<<24 - 1
+	loadShift   = 16
+	weightMax   = 1<<21 - 1
+	weightShift = 40
+	closedBit   = 1 << 61
+	backupBit   = 1 << 62
+	laterBit    = 1 << 63
 )
 
 // order ranks the members: the first, then those that are not backups before
 // backups, open before not open, heavy before light, idle before busy, and as
 // configured.
 func (m *members) order(q *fleet.Query, first int, ranks []uint64) []uint64 {
-	for i, n := range m.nodes {
-		rank := uint64(i)
-		if i != first {
-			rank |= laterBit
-			if i >= m.primaries {
-				rank |= backupBit
-			}
-			if len(m.nodes) > 2 || len(m.nodes) == 2 && first < 0 { // else there is nothing to compare
-				rank |= m.rank(q, n)
-			}
+	switch {
+	case len(m.nodes) == 1:
+		return append(ranks, 0)
+	case len(m.nodes) == 2 && first >= 0:
+		return append(ranks, uint64(first), uint64(1-first))
+	}
+	for i := range m.nodes {
+		if i == first {
+			ranks = append(ranks, uint64(i))
+		} else {
+			ranks = append(ranks, m.rank(q, i))
 		}
-		ranks = append(ranks, rank)
 	}
-	if len(ranks) > 1 {
-		slices.Sort(ranks)
-	}
+	slices.Sort(ranks)
 	return ranks
 }
 
-// rank is the part of a member's rank that depends on its state.
-func (m *members) rank(q *fleet.Query, n *fleet.Node) uint64 {
-	rank := uint64(weightMax-min(n.Weight, weightMax)) << weightBits
+// rank is the rank of a member that is not the first.
+func (m *members) rank(q *fleet.Query, i int) uint64 {
+	n := m.nodes[i]
+	rank := laterBit | uint64(i)
+	rank |= uint64(weightMax-min(n.Weight, weightMax)) << weightShift
 	rank |= uint64(max(0, min(n.Live.Load(q.Now), loadMax))) << loadShift
+	if i >= m.primaries {
+		rank |= backupBit
+	}
 	if !q.Open(n) {
 		rank |= closedBit
 	}
