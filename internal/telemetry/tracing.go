@@ -126,7 +126,6 @@ func (t *Tracing) open(cfg Traces) (*pipeline, error) {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
 	e := &exporter{SpanExporter: client, t: t, done: make(chan struct{})}
-	e.life, e.end = context.WithCancel(context.Background())
 	limits := sdk.NewSpanLimits()
 	limits.AttributeValueLengthLimit = maxAttribute
 	batches := sdk.NewBatchSpanProcessor(e, sdk.WithMaxQueueSize(cfg.Queue), sdk.WithMaxExportBatchSize(min(cfg.Queue, 512)), sdk.WithExportTimeout(cfg.Timeout))
@@ -158,7 +157,7 @@ func (p *pipeline) close(t *Tracing) {
 	if err := p.provider.Shutdown(ctx); err != nil {
 		t.log.Warn("the last traces were not sent", "endpoint", p.cfg.Endpoint, "err", err)
 	}
-	p.exporter.end()
+	p.exporter.giveUp()
 	<-p.exporter.done
 }
 
@@ -179,10 +178,43 @@ func (c counting) OnEnd(s sdk.ReadOnlySpan) {
 type exporter struct {
 	sdk.SpanExporter
 	t       *Tracing
-	life    context.Context // of the batches under way, which the SDK gives one of its own
-	end     context.CancelFunc
 	done    chan struct{} // closed when the batch processor is through
 	failing bool
+
+	mu struct {
+		sync.Mutex
+		over   bool               // nothing is sent any more
+		cancel context.CancelFunc // of the batch under way
+	}
+}
+
+// begin returns a context for a batch that giveUp ends.
+func (e *exporter) begin(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.cancel = cancel
+	if e.mu.over {
+		cancel()
+	}
+	return ctx
+}
+
+// finish ends the batch under way.
+func (e *exporter) finish() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.cancel()
+}
+
+// giveUp makes the batch under way and all that follow fail at once.
+func (e *exporter) giveUp() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mu.over = true
+	if e.mu.cancel != nil {
+		e.mu.cancel()
+	}
 }
 
 // Shutdown implements sdk.SpanExporter. It is the last call.
@@ -194,10 +226,8 @@ func (e *exporter) Shutdown(ctx context.Context) error {
 // ExportSpans implements sdk.SpanExporter. It handles errors itself, because the
 // SDK would write them to the process-wide standard logger.
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(e.life, cancel)()
-	err := e.SpanExporter.ExportSpans(ctx, spans)
+	err := e.SpanExporter.ExportSpans(e.begin(ctx), spans)
+	e.finish()
 	if err != nil {
 		e.t.failed.Add(float64(len(spans)))
 	} else {

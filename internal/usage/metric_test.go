@@ -287,6 +287,7 @@ func BenchmarkRecord(b *testing.B) {
 			for b.Loop() {
 				r.Record(rec)
 			}
+			b.ReportMetric(gather(b, r)[`spillway_usage_log_lines_dropped_total{reason="full"}`]/float64(b.N), "dropped/op")
 		})
 	}
 }
