@@ -176,5 +176,8 @@ func (s *Server) drain() {
 	}
 }
 
+// Stopping says that no new requests are taken.
+func (s *Server) Stopping() bool { return s.stopping.Load() }
+
 // Buffered is the number of bytes of request bodies in memory.
 func (s *Server) Buffered() int64 { return s.memory.used.Load() }

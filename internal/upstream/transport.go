@@ -182,3 +182,24 @@ func (p *pumped) wait(until time.Time) { p.until = until }
 // finish implements exchange. http.Transport keeps the connection by itself
 // when the body was read to its end.
 func (p *pumped) finish(bool) { p.cancel() }
+
+// Aside is how requests beside the clients' own reach a pool's instances: health
+// probes, scrapes, lists of models. They have connections of their own, so that
+// a probe never takes one from a request or hides behind it. The caller closes
+// the transport's idle connections when it is done with it.
+func Aside(cfg Config) (*http.Transport, http.Header, error) {
+	p, err := newPool(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := newTransport(&cfg, p.tls)
+	if err != nil {
+		return nil, nil, err
+	}
+	t.MaxIdleConnsPerHost = 1
+	h := make(http.Header, len(p.header))
+	for name, value := range p.header {
+		h.Set(name, value)
+	}
+	return t, h, nil
+}

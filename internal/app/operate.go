@@ -1,0 +1,42 @@
+package app
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/spillway/spillway/internal/admin"
+)
+
+// State implements admin.Control.
+func (a *App) State() admin.State {
+	a.reload.mu.Lock()
+	defer a.reload.mu.Unlock()
+	source := a.opts.Path
+	if source == "" {
+		source = "flags"
+	}
+	s := admin.State{Source: source, Hash: a.reload.mu.hash, Version: a.reload.mu.version, LoadedAt: a.reload.mu.loaded, LastError: a.reload.mu.lastErr}
+	if a.reload.mu.lastErr != "" {
+		s.LastErrorAt = a.reload.mu.errAt
+	}
+	return s
+}
+
+// Stopping implements admin.Control.
+func (a *App) Stopping() bool { return a.api.Stopping() }
+
+// newGauges are the metrics that no mechanism owns alone.
+func newGauges(a *App) prometheus.Collector {
+	return collectors{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "spillway_api_buffered_bytes", Help: "Bytes of request bodies in memory.",
+		}, func() float64 { return float64(a.api.Buffered()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "spillway_upstream_idle_connections", Help: "Idle connections to instances.",
+		}, func() float64 { return float64(a.upstream.Idle()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "spillway_identity_keys", Help: "API keys in force.",
+		}, func() float64 { return float64(a.keys.Len()) }),
+	}
+}
+
+var _ admin.Control = (*App)(nil)

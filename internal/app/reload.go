@@ -1,0 +1,177 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/spillway/spillway/internal/config"
+)
+
+// reloadState is what is known of reloads.
+type reloadState struct {
+	applied chan struct{} // gets a value after each one that was applied; values are merged
+	good    prometheus.Gauge
+	at      prometheus.Gauge
+	total   *prometheus.CounterVec
+
+	mu struct {
+		sync.Mutex
+		hash    string
+		version int64
+		loaded  time.Time
+		lastErr string
+		errAt   time.Time
+	}
+}
+
+// init makes the metrics and returns them for registration.
+func (r *reloadState) init() prometheus.Collector {
+	r.applied = make(chan struct{}, 1)
+	r.good = prometheus.NewGauge(prometheus.GaugeOpts{Name: "spillway_config_last_reload_successful", Help: "1 when the last reload was applied, 0 when it was refused."})
+	r.at = prometheus.NewGauge(prometheus.GaugeOpts{Name: "spillway_config_last_reload_success_timestamp_seconds", Help: "When the configuration in force was applied, Unix time."})
+	r.total = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "spillway_config_reloads_total", Help: "Reloads by result: applied, refused."}, []string{"result"})
+	return collectors{r.good, r.at, r.total}
+}
+
+// collectors is several collectors as one.
+type collectors []prometheus.Collector
+
+// Describe implements prometheus.Collector.
+func (c collectors) Describe(ch chan<- *prometheus.Desc) {
+	for _, one := range c {
+		one.Describe(ch)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c collectors) Collect(ch chan<- prometheus.Metric) {
+	for _, one := range c {
+		one.Collect(ch)
+	}
+}
+
+// succeeded notes the configuration now in force.
+func (r *reloadState) succeeded(file *config.File, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.version++
+	r.mu.hash, r.mu.loaded, r.mu.lastErr = file.Hash(), now, ""
+	r.good.Set(1)
+	r.at.Set(float64(now.UnixNano()) / 1e9)
+	r.total.WithLabelValues("applied").Inc()
+	select {
+	case r.applied <- struct{}{}:
+	default:
+	}
+}
+
+// refused notes a configuration that was not applied.
+func (r *reloadState) refused(err error, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.lastErr, r.mu.errAt = err.Error(), now
+	r.good.Set(0)
+	r.total.WithLabelValues("refused").Inc()
+}
+
+// Reload implements admin.Control: it reads the configuration file again and
+// applies it, all or nothing.
+func (a *App) Reload(context.Context) error {
+	if a.opts.Path == "" {
+		return fmt.Errorf("there is no configuration file to read again")
+	}
+	now := time.Now()
+	file, err := config.Load(a.opts.Path)
+	if err == nil && a.opts.Override != nil {
+		a.opts.Override(file)
+		err = file.Validate()
+	}
+	if err == nil {
+		err = a.apply(file)
+	}
+	if err != nil {
+		a.reload.refused(err, now)
+		a.log.Error("reload refused; the old configuration stays in force", "component", "config", "err", err)
+		return err
+	}
+	a.reload.succeeded(file, now)
+	a.log.Info("reloaded", "component", "config", "hash", file.Hash())
+	return nil
+}
+
+// settle is how long a file must be quiet before it is read: editors write in
+// several steps.
+const settle = 200 * time.Millisecond
+
+// watch reloads on hangup and when the configuration or keys file changes, until
+// ctx ends. It watches the files' directories, because editors and Kubernetes
+// replace files rather than write to them.
+func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		a.log.Warn("files are not watched; reload with SIGHUP", "component", "config", "err", err)
+		w = &fsnotify.Watcher{}
+	} else {
+		defer w.Close()
+	}
+	watched := make(map[string]bool)
+	follow := func() {
+		for _, f := range []string{a.opts.Path, a.File().Identity.KeysFile} {
+			dir := filepath.Dir(f)
+			if f == "" || w.Events == nil || watched[dir] {
+				continue
+			}
+			if err := w.Add(dir); err != nil {
+				a.log.Warn("a directory is not watched", "component", "config", "dir", dir, "err", err)
+				continue
+			}
+			watched[dir] = true
+		}
+	}
+	follow()
+	before := a.fingerprint()
+	quiet := time.NewTimer(time.Hour)
+	quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+			if err := a.recorder.Reopen(); err != nil {
+				a.log.Error("the access log was not opened again", "component", "usage", "err", err)
+			}
+			_ = a.Reload(ctx) // it says itself what became of it
+			before = a.fingerprint()
+			follow()
+		case <-w.Events:
+			quiet.Reset(settle)
+		case err := <-w.Errors:
+			a.log.Warn("watching files", "component", "config", "err", err)
+		case <-quiet.C:
+			if now := a.fingerprint(); now != before {
+				before = now
+				_ = a.Reload(ctx) // it says itself what became of it
+				follow()
+			}
+		}
+	}
+}
+
+// fingerprint changes with the bytes of the watched files.
+func (a *App) fingerprint() string {
+	sum := ""
+	for _, f := range []string{a.opts.Path, a.File().Identity.KeysFile} {
+		data, err := os.ReadFile(f)
+		if f != "" && err == nil {
+			sum += config.Hash(data)
+		}
+	}
+	return sum
+}

@@ -1,0 +1,307 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Mistake is one thing that is wrong with a configuration.
+type Mistake struct {
+	File string
+	Line int    // 0 when it stands nowhere in the file
+	Path string // key path, such as gateway.retry.budget
+	Text string
+}
+
+// String renders a mistake as file:line: path: text.
+func (m Mistake) String() string {
+	var b strings.Builder
+	if m.File != "" {
+		b.WriteString(m.File + ":")
+	}
+	if m.Line > 0 {
+		fmt.Fprintf(&b, "%d:", m.Line)
+	}
+	if b.Len() > 0 {
+		b.WriteByte(' ')
+	}
+	if m.Path != "" {
+		b.WriteString(m.Path + ": ")
+	}
+	b.WriteString(m.Text)
+	return b.String()
+}
+
+// Mistakes is every mistake of a configuration, in the order of the file.
+type Mistakes []Mistake
+
+// Error lists all of them, a line each.
+func (m Mistakes) Error() string {
+	lines := make([]string, len(m))
+	for i, one := range m {
+		lines[i] = one.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// document is a configuration file as a tree that knows lines and origins.
+type document struct {
+	file string
+	root *yaml.Node        // the top-level mapping; nil for an empty file
+	env  map[string]string // key path -> the environment variable its value came from
+}
+
+// variable matches ${NAME} and ${NAME:-default} inside a value.
+var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}`)
+
+// parse reads a file's bytes. Environment variables in values are put in after
+// the YAML is read, so that their text can never change its structure.
+func parse(file string, data []byte) (*document, Mistakes) {
+	d := &document{file: file, env: make(map[string]string)}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc yaml.Node
+	if err := dec.Decode(&doc); err != nil {
+		if errors.Is(err, io.EOF) {
+			return d, nil
+		}
+		return nil, Mistakes{d.syntax(err)}
+	}
+	var more yaml.Node
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		return nil, Mistakes{{File: file, Line: more.Line, Text: "one document is expected, found another"}}
+	}
+	root := doc.Content[0]
+	if root.Kind != yaml.MappingNode {
+		if root.Tag == "!!null" {
+			return d, nil
+		}
+		return nil, Mistakes{{File: file, Line: root.Line, Text: "the file must be a mapping of sections"}}
+	}
+	d.root = root
+	var mistakes Mistakes
+	d.expand(root, "", &mistakes)
+	return d, mistakes
+}
+
+// yamlLine finds the line number in an error of the YAML package.
+var yamlLine = regexp.MustCompile(`line (\d+): `)
+
+// syntax words an error of the YAML package.
+func (d *document) syntax(err error) Mistake {
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	line := 0
+	if m := yamlLine.FindStringSubmatchIndex(text); m != nil {
+		fmt.Sscan(text[m[2]:m[3]], &line)
+		text = text[:m[0]] + text[m[1]:]
+	}
+	return Mistake{File: d.file, Line: line, Text: strings.TrimSpace(text)}
+}
+
+// expand puts environment variables into scalar values.
+func (d *document) expand(n *yaml.Node, path string, mistakes *Mistakes) {
+	switch n.Kind {
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			d.expand(n.Content[i+1], join(path, n.Content[i].Value), mistakes)
+		}
+	case yaml.SequenceNode:
+		for i, c := range n.Content {
+			d.expand(c, fmt.Sprintf("%s[%d]", path, i), mistakes)
+		}
+	case yaml.ScalarNode:
+		if !strings.Contains(n.Value, "${") {
+			return
+		}
+		n.Value = variable.ReplaceAllStringFunc(n.Value, func(ref string) string {
+			m := variable.FindStringSubmatch(ref)
+			v, ok := os.LookupEnv(m[1])
+			if !ok && m[2] == "" {
+				*mistakes = append(*mistakes, Mistake{d.file, n.Line, path, fmt.Sprintf("environment variable %s is not set; write ${%s:-default} to allow that", m[1], m[1])})
+			}
+			if !ok {
+				v = m[3]
+			}
+			d.env[path] = m[1]
+			return v
+		})
+		if n.Style == 0 {
+			n.Tag = "" // a plain value may have become a number
+		}
+	}
+}
+
+// join appends a key to a path.
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// strict reports every key that the type does not know, at its line, with the
+// keys that it does know.
+func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *Mistakes) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	switch {
+	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
+		for i, c := range n.Content {
+			d.strict(c, t.Elem(), fmt.Sprintf("%s[%d]", path, i), mistakes)
+		}
+	case n.Kind == yaml.MappingNode && t.Kind() == reflect.Map:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			d.strict(n.Content[i+1], t.Elem(), join(path, n.Content[i].Value), mistakes)
+		}
+	case n.Kind == yaml.MappingNode && t.Kind() == reflect.Struct:
+		fields := fieldsOf(t)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key := n.Content[i]
+			f, ok := fields[key.Value]
+			if !ok {
+				*mistakes = append(*mistakes, Mistake{d.file, key.Line, join(path, key.Value), unknownKey(key.Value, fields)})
+				continue
+			}
+			d.strict(n.Content[i+1], f, join(path, key.Value), mistakes)
+		}
+	}
+}
+
+// unknownKey words an unknown key.
+func unknownKey(key string, fields map[string]reflect.Type) string {
+	known := make([]string, 0, len(fields))
+	for k := range fields {
+		known = append(known, k)
+	}
+	slices.Sort(known)
+	return fmt.Sprintf("unknown key %q; known are %s", key, strings.Join(known, ", "))
+}
+
+// fieldsOf maps the YAML keys of a struct to their types, inlined structs
+// included.
+func fieldsOf(t reflect.Type) map[string]reflect.Type {
+	fields := make(map[string]reflect.Type)
+	for f := range t.Fields() {
+		if !f.IsExported() {
+			continue
+		}
+		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		switch {
+		case strings.Contains(options, "inline"):
+			for k, v := range fieldsOf(f.Type) {
+				fields[k] = v
+			}
+		case name == "-":
+		case name == "":
+			fields[strings.ToLower(f.Name)] = f.Type
+		default:
+			fields[name] = f.Type
+		}
+	}
+	return fields
+}
+
+// decode fills v, which holds the defaults, and reports type errors with their
+// lines.
+func (d *document) decode(v any) Mistakes {
+	if d.root == nil {
+		return nil
+	}
+	var mistakes Mistakes
+	d.strict(d.root, reflect.TypeOf(v).Elem(), "", &mistakes)
+	err := d.root.Decode(v)
+	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
+		for _, text := range te.Errors {
+			mistakes = append(mistakes, d.syntax(errors.New(text)))
+		}
+	} else if err != nil {
+		mistakes = append(mistakes, d.syntax(err))
+	}
+	return mistakes
+}
+
+// at finds the node of a key path, or the deepest one that exists on the way.
+func (d *document) at(path string) (n *yaml.Node, exact bool) {
+	n = d.root
+	if n == nil {
+		return nil, false
+	}
+	for _, part := range splitPath(path) {
+		next := child(n, part)
+		if next == nil {
+			return n, false
+		}
+		n = next
+	}
+	return n, true
+}
+
+// splitPath splits "a.b[2].c" into a, b, [2], c.
+func splitPath(path string) []string {
+	return strings.FieldsFunc(strings.ReplaceAll(path, "[", ".["), func(r rune) bool { return r == '.' })
+}
+
+// child finds a member of a mapping or an element of a sequence.
+func child(n *yaml.Node, part string) *yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if strings.HasPrefix(part, "[") {
+		var i int
+		if _, err := fmt.Sscanf(part, "[%d]", &i); err != nil || n.Kind != yaml.SequenceNode || i >= len(n.Content) {
+			return nil
+		}
+		return n.Content[i]
+	}
+	if n.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == part {
+			return n.Content[i+1]
+		}
+	}
+	return nil
+}
+
+// mistake places a complaint whose text begins with a key path below prefix.
+func (d *document) mistake(prefix string, err error) Mistake {
+	m := Mistake{File: d.file, Path: prefix, Text: err.Error()}
+	if path, text, ok := strings.Cut(err.Error(), ": "); ok && keyPath.MatchString(path) {
+		m.Path, m.Text = join(prefix, path), text
+	}
+	if n, _ := d.at(m.Path); n != nil && n != d.root {
+		m.Line = n.Line
+	}
+	return m
+}
+
+// keyPath matches what a Validate puts before its first colon.
+var keyPath = regexp.MustCompile(`^[a-z0-9_]+(\[\d+\])?(\.[A-Za-z0-9_/-]+(\[\d+\])?)*$`)
+
+// split takes a joined error apart.
+func split(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range many.Unwrap() {
+			all = append(all, split(e)...)
+		}
+		return all
+	}
+	return []error{err}
+}
