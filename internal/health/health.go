@@ -120,21 +120,19 @@ func (m *Monitor) Run(ctx context.Context) error {
 			w.end()
 		}
 	}()
-	for reload := true; ; {
-		m.follow(ctx, workers, reload)
+	for {
+		m.follow(ctx, workers)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-			reload = false
 		case <-m.applied:
-			reload = true
 		}
 	}
 }
 
 // follow makes the workers those that the snapshot and the pools ask for.
-func (m *Monitor) follow(ctx context.Context, workers map[workKey]*worker, reload bool) {
+func (m *Monitor) follow(ctx context.Context, workers map[workKey]*worker) {
 	snap := m.fleet.Snapshot()
 	wanted := m.wanted(snap)
 	for key, w := range workers {
@@ -149,8 +147,8 @@ func (m *Monitor) follow(ctx context.Context, workers map[workKey]*worker, reloa
 	m.prune(snap)
 	for key, j := range wanted {
 		if w, ok := workers[key]; ok {
-			if reload || key.kind == workLearn {
-				w.kick()
+			if key.kind == workLearn {
+				w.kick() // instances may be new
 			}
 			continue
 		}
@@ -184,9 +182,11 @@ func (m *Monitor) wanted(snap *fleet.Snapshot) map[workKey]job {
 					poolLive: fp.Live, regionLive: r.Live,
 				}
 				if p.Config.Active.on() {
+					j.interval = p.Config.Active.Interval
 					wanted[workKey{workCheck, i.Name}] = j
 				}
 				if p.Metrics.Enabled() {
+					j.interval = p.Metrics.Interval
 					wanted[workKey{workScrape, i.Name}] = j
 				}
 			}

@@ -25,6 +25,7 @@ type workKey struct {
 type job struct {
 	pool, name string
 	url        url.URL
+	interval   time.Duration // here because a new one holds at once, not after the old one's wait
 
 	live, poolLive, regionLive *fleet.Live
 }
