@@ -1,0 +1,15 @@
+package health
+
+import "io"
+
+// Sum adds up the series of one metric with the given labels.
+func Sum(body io.Reader, name string, labels map[string]string) (sum float64, series int, err error) {
+	totals, err := scan(body, []selector{{name: name, labels: labels}})
+	if err != nil {
+		return 0, 0, err
+	}
+	return totals[0].sum, totals[0].series, nil
+}
+
+// Load reads the load of an engine.
+func Load(body io.Reader, kind string) (int64, error) { return load(body, kind) }

@@ -1,0 +1,88 @@
+package health_test
+
+import (
+	"errors"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/spillway/spillway/internal/health"
+)
+
+func TestModelsAreTheUnionOfWhatInstancesList(t *testing.T) {
+	var mu sync.Mutex
+	lists := map[string]string{}
+	asked := map[string]int{}
+	set := func(host, list string) {
+		mu.Lock()
+		defer mu.Unlock()
+		lists[host] = list
+	}
+	bubble(t, func(p *health.Pool) {
+		p.Config.Active.Type, p.LearnModels = health.CheckOff, true
+		p.Transport = transport(func(req *http.Request) (int, string, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked[req.URL.Host]++
+			list, ok := lists[req.URL.Host]
+			if !ok || req.URL.Path != "/v1/models" {
+				return 0, "", errors.New("refused")
+			}
+			return 200, list, nil
+		})
+	}, func(r *rig) {
+		stop := r.run()
+		defer stop()
+		expect := func(want ...string) {
+			t.Helper()
+			if diff := cmp.Diff(want, r.fleet.Snapshot().Models()); diff != "" {
+				t.Errorf("models (-want +got):\n%s", diff)
+			}
+		}
+		after(10 * time.Second)
+		expect()
+		if n := r.log.count("cannot be learned"); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		set("a:1", `{"data":[{"id":"x"},{"id":"y"}]}`)
+		after(1100 * time.Millisecond) // asked every second while nothing is known
+		expect("x", "y")
+		set("b:1", `{"object":"list","data":[{"id":"z","owned_by":"me"},{"id":"x"},{"id":""}]}`)
+		after(31 * time.Second)
+		expect("x", "y", "z")
+		for _, problem := range []string{"", "<html>"} {
+			set("b:1", problem)
+			after(2 * time.Minute)
+			expect("x", "y", "z") // out of reach is not gone
+		}
+		set("b:1", `{"data":[]}`)
+		after(31 * time.Second)
+		expect("x", "y")
+		r.layout("b:1")
+		set("b:1", `{"data":[{"id":"z"}]}`)
+		after(31 * time.Second)
+		expect("z")
+
+		set("c:1", `{"data":[{"id":"c"}]}`)
+		mu.Lock()
+		clear(asked)
+		mu.Unlock()
+		for range 10 { // a list that flaps asks only for what is new
+			r.layout("b:1", "c:1")
+			after(500 * time.Millisecond)
+			r.layout("b:1")
+			after(500 * time.Millisecond)
+		}
+		mu.Lock()
+		if n := asked["b:1"]; n > 1 {
+			t.Errorf("asked the instance that stayed %d times in 10 s", n)
+		}
+		mu.Unlock()
+		r.layout("b:1", "c:1")
+		after(2 * time.Second)
+		expect("c", "z")
+	}, "a:1", "b:1")
+}
