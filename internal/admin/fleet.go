@@ -185,7 +185,7 @@ func lookUp(snap *fleet.Snapshot, name string) (found []*fleet.Instance, known [
 		switch {
 		case i.Name == name:
 			exact = i
-		case i.URL.Host == name || name != "" && strings.HasSuffix(i.Name, "/"+name):
+		case i.URL.Host == name || strings.HasSuffix(i.Name, "/"+name):
 			found = append(found, i)
 		}
 	})

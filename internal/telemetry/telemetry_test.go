@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -334,7 +335,7 @@ func TestOutcomes(t *testing.T) {
 			defer stop()
 			rec := newRecord()
 			rec.Code, rec.Attempts = tt.code, nil
-			rec.Request.Model = strings.Repeat("m", 1000)
+			rec.Request.Model = "made-up"
 			ctx, _ := tracing.Start(context.Background(), nil, rec.Request)
 			tracing.Finish(ctx, rec)
 			stop()
@@ -342,10 +343,28 @@ func TestOutcomes(t *testing.T) {
 				t.Fatalf("got %d spans, want 1", r.count())
 			}
 			got := readable(r.spans[0])
-			if got.Name != "chat" || got.Status != tt.status || got.Attributes["error.type"] != string(tt.code) || len(got.Attributes["gen_ai.request.model"]) != 256 {
+			if got.Name != "chat" || got.Status != tt.status || got.Attributes["error.type"] != string(tt.code) || got.Attributes["gen_ai.request.model"] != "made-up" {
 				t.Errorf("got %+v, want status %s and error.type %s", got, tt.status, tt.code)
 			}
 		})
+	}
+}
+
+// TestLongModel bounds what a client may put into a span.
+func TestLongModel(t *testing.T) {
+	r := newReceiver(t, http.StatusOK)
+	tracing, _, stop := newTracing(t, traces(r.URL))
+	defer stop()
+	rec := newRecord()
+	rec.Request.Model, rec.Attempts = strings.Repeat("m", 1000), rec.Attempts[1:]
+	ctx, _ := tracing.Start(context.Background(), nil, rec.Request)
+	tracing.Finish(ctx, rec)
+	stop()
+	for _, s := range r.spans {
+		got := readable(s)
+		if n := len(got.Attributes["gen_ai.request.model"]); got.Kind == "SERVER" && (n != 256 || got.Name != "chat") {
+			t.Errorf("got the name %q and a model of %d bytes, want chat and 256", got.Name, n)
+		}
 	}
 }
 
@@ -438,25 +457,31 @@ func TestCollectorFails(t *testing.T) {
 	}
 }
 
-// TestCollectorHangs stops while a collector takes nothing, with several batches
-// in the queue: the stop is bounded and leaves no goroutine.
+// TestCollectorHangs stops while a collector takes nothing, with many batches in
+// the queue: those behind the time-out are given up unsent, and no goroutine is
+// left.
 func TestCollectorHangs(t *testing.T) {
 	release := make(chan struct{})
-	hang := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	var batches atomic.Int64
+	hang := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { batches.Add(1); <-release }))
 	defer hang.Close()
 	defer close(release)
 	cfg := traces(hang.URL)
-	cfg.Timeout = 100 * time.Millisecond
+	cfg.Timeout = 500 * time.Millisecond
+	cfg.Queue = 16 << 10
 	tracing, reg, stop := newTracing(t, cfg)
 	defer stop()
-	for range 500 {
+	for range 4000 {
 		ctx, _ := tracing.Start(context.Background(), nil, newRecord().Request)
 		tracing.Finish(ctx, newRecord())
 	}
 	stop()
 	got := counters(t, reg)
-	if got["spans_total"] != 1500 || got["spans_failed_total"] != 1500 {
-		t.Errorf("got %v, want 1500 spans, all of them failed", got)
+	if got["spans_total"] != 12000 || got["spans_failed_total"] != 12000 {
+		t.Errorf("got %v, want 12000 spans, all of them failed", got)
+	}
+	if n := batches.Load(); n < 1 || n > 12 {
+		t.Errorf("got %d of 24 batches at the collector, want those until the time-out only", n)
 	}
 }
 

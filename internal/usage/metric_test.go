@@ -79,6 +79,19 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
+// TestOverheadIsNeverNegative records a race, whose attempts wait in parallel.
+func TestOverheadIsNeverNegative(t *testing.T) {
+	r := newRecorder(t, quiet(), io.Discard)
+	rec := newRecord()
+	rec.Upstream = 2 * rec.Duration
+	r.Record(rec)
+	const row = `{model="llama",pool="eu/gpu",surface="chat"}`
+	check(t, gather(t, r), map[string]float64{
+		"spillway_gateway_overhead_seconds_count" + row: 1,
+		"spillway_gateway_overhead_seconds_sum" + row:   0,
+	})
+}
+
 func TestHedges(t *testing.T) {
 	lost := inference.Attempt{Pool: "p", Verdict: inference.VerdictCanceled, Reason: "hedge_lost", TTFT: time.Millisecond}
 	won := inference.Attempt{Pool: "p", TTFT: time.Millisecond}
