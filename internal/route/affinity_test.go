@@ -264,8 +264,12 @@ func TestMissingSecretWarnsOnceAndLasts(t *testing.T) {
 	}
 	c := newClient(r, 1)
 	home, _ := c.send(t)
+	newClient(r, 2).send(t)
 	if err := r.Apply(route.Default(), tiers); err != nil {
 		t.Fatal(err)
+	}
+	if got, _ := newClient(r, 3).send(t); got.URL.Host != "gpu2:1" {
+		t.Errorf("after a reload the turns begin anew: %s", got.Name)
 	}
 	if got, set := c.send(t); got != home || set != "" {
 		t.Errorf("after a reload: %s, cookie %q; want %s", got.Name, set, home.Name)

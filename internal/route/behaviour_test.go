@@ -91,6 +91,28 @@ func TestPowerOfTwoAvoidsTheBusiest(t *testing.T) {
 	}
 }
 
+func TestPowerOfTwoAmongFewOpen(t *testing.T) {
+	pool := routetest.Pool(t, routetest.Targets(400)...)
+	for i, inst := range pool.Instances {
+		if i%100 != 50 {
+			inst.Live.SetDraining(true)
+		}
+	}
+	routetest.Hold(t, pool.Instances[350], 1, routetest.Request(1))
+	got := map[int]int{}
+	for n := range uint64(4000) {
+		got[route.PowerOfTwo{}.Pick(routetest.Query(n), nodesOf(pool))]++
+	}
+	for _, i := range []int{50, 150, 250} { // 1/3 each when two are drawn; one drawn alone may be the busy one
+		if got[i] < 1150 || got[i] > 1450 {
+			t.Errorf("node %d: %d of 4000, want about a third: %v", i, got[i], got)
+		}
+	}
+	if got[350] > 150 {
+		t.Errorf("the busy node got %d", got[350])
+	}
+}
+
 func TestRandomIsByWeightAmongOpenNodes(t *testing.T) {
 	nodes := nodesOf(weighted(t, 1, 6, 3))
 	nodes[1].Live.SetDraining(true)

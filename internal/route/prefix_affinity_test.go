@@ -81,6 +81,7 @@ func TestPrefixAffinityLetsGo(t *testing.T) {
 		"requests ahead":      {65, 0, small, false},
 		"few requests ahead":  {64, 0, small, true},
 		"ahead, but not 1.5x": {265, 200, small, true},
+		"1.5x, but not ahead": {100, 50, small, true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -193,6 +194,30 @@ func TestPrefixAffinityIsBounded(t *testing.T) {
 	}
 	if stay > 25 {
 		t.Errorf("%d of 40 forgotten prompts still go home", stay)
+	}
+}
+
+func TestPrefixAffinityKeepsWhatIsUsed(t *testing.T) {
+	// Ten short prompts in use while ten times the memory passes through.
+	nodes := routetest.Nodes(t, 4)
+	p := route.NewPrefixAffinity(route.PrefixConfig{Blocks: 2048})
+	var hot []string
+	var home []int
+	for i := range 10 {
+		hot = append(hot, routetest.Prompt(i, 4<<10))
+		home = append(home, p.Pick(about(uint64(i), hot[i]), nodes))
+	}
+	lost := 0
+	for n := range 600 {
+		p.Pick(about(uint64(n), routetest.Prompt(100+n, 32<<10)), nodes)
+		i := n % len(hot)
+		if got := p.Pick(about(uint64(n), hot[i]), nodes); got != home[i] {
+			lost++
+			home[i] = got
+		}
+	}
+	if lost > 12 { // sets of eight lose a block now and then
+		t.Errorf("lost %d of 600 times", lost)
 	}
 }
 

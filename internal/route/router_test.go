@@ -119,6 +119,7 @@ func TestPlanOrders(t *testing.T) {
 		"us is busy":       {busy: map[string]int{"d0:1": 4, "e0:1": 5, "b0:1": 0}, want: "eu/b eu/a eu/c us/d us/e spare/f"},
 		"us is down":       {down: []string{"d0:1", "e0:1"}, want: "eu/b eu/a eu/c us/d us/e spare/f"},
 		"b is down":        {down: []string{"d0:1", "e0:1", "b0:1"}, want: "eu/a eu/b eu/c us/d us/e spare/f"},
+		"b behind":         {down: []string{"b0:1"}, busy: map[string]int{"e0:1": 1}, want: "us/d us/e eu/a eu/b eu/c spare/f"},
 		"only c of eu":     {down: []string{"d0:1", "e0:1", "b0:1", "a0:1"}, want: "eu/c eu/b eu/a us/d us/e spare/f"},
 		"only the backup":  {down: []string{"d0:1", "e0:1", "b0:1", "a0:1", "c0:1"}, want: "spare/f us/d us/e eu/b eu/a eu/c"},
 		"nothing is open":  {down: []string{"d0:1", "e0:1", "b0:1", "a0:1", "c0:1", "f0:1"}, want: "us/d us/e eu/b eu/a eu/c spare/f"},
@@ -277,6 +278,34 @@ func TestFallbacks(t *testing.T) {
 	l := run(t, r, ask("m"))
 	if c := l.Candidate; c.Pool.Name != "eu/small" || c.Fallback != "s" || c.Model != "s-up" {
 		t.Errorf("full: got %+v", c)
+	}
+}
+
+func TestFallbacksAreBalanced(t *testing.T) {
+	var pools []fleet.PoolLayout
+	for _, name := range []string{"x", "y", "z"} {
+		p := pool(name, 1, 0)
+		p.Models = map[string]string{"s": "s"}
+		pools = append(pools, p)
+	}
+	f := routetest.Fleet(t, region("eu", append(pools, pool("gpu", 1, 0))...))
+	cfg := route.Default()
+	cfg.Fallbacks = map[string][]string{"m": {"s"}}
+	r := newRouter(t, cfg, map[string]route.TierConfig{"eu": {PolicyConfig: route.PolicyConfig{Policy: "round_robin"}}}, f)
+	gpu := at(t, f, "gpu0:1").Live
+	got := map[string]int{}
+	for range 6 {
+		if o := order(mustPlan(t, r, ask("m"))); o != "eu/gpu eu/x(s) eu/y(s) eu/z(s)" {
+			t.Fatalf("open: got %s", o)
+		}
+		gpu.SetDraining(true)
+		l := run(t, r, ask("m"))
+		l.Release()
+		got[l.Instance.Pool.Name]++
+		gpu.SetDraining(false)
+	}
+	if d := cmp.Diff(map[string]int{"eu/x": 2, "eu/y": 2, "eu/z": 2}, got); d != "" {
+		t.Errorf("requests by pool (-want +got):\n%s", d)
 	}
 }
 

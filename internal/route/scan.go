@@ -117,6 +117,9 @@ func pairOfAll(q *fleet.Query, d *dice, nodes []*fleet.Node) (a, b int) {
 			b = i
 		}
 	}
+	if b >= 0 && d.next()&1 == 0 { // the first tends to stand earlier in the list
+		a, b = b, a
+	}
 	return a, b
 }
 
