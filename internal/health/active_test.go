@@ -253,3 +253,19 @@ func TestARuleWithoutAValueSaysSo(t *testing.T) {
 		r.expectMetric("metric_missing instance=eu/gpu/a:1 pool=eu/gpu 0")
 	}, "a:1")
 }
+
+func TestInstancesThatLeaveAreForgotten(t *testing.T) {
+	bubble(t, nil, func(r *rig) {
+		stop := r.run()
+		defer stop()
+		after(10 * time.Second)
+		if n := r.Records(); n != 3 {
+			t.Errorf("%d remembered, want 3", n)
+		}
+		r.layout("b:1")
+		after(10 * time.Second)
+		if n := r.Records(); n != 1 {
+			t.Errorf("%d remembered, want 1", n)
+		}
+	}, "a:1", "b:1", "c:1")
+}

@@ -13,3 +13,10 @@ func Sum(body io.Reader, name string, labels map[string]string) (sum float64, se
 
 // Load reads the load of an engine.
 func Load(body io.Reader, kind string) (int64, error) { return load(body, kind) }
+
+// Records counts the instances that the monitor remembers.
+func (m *Monitor) Records() int {
+	n := 0
+	m.records.Range(func(any, any) bool { n++; return true })
+	return n
+}

@@ -84,5 +84,18 @@ func TestModelsAreTheUnionOfWhatInstancesList(t *testing.T) {
 		r.layout("b:1", "c:1")
 		after(2 * time.Second)
 		expect("c", "z")
+
+		after(31 * time.Second)
+		for range 100 { // nor is one that does not answer asked at each change
+			r.layout("b:1", "c:1", "dead:1")
+			after(10 * time.Millisecond)
+			r.layout("b:1", "c:1", "dead:1", "dead:2")
+			after(10 * time.Millisecond)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if n := asked["dead:1"]; n < 1 || n > 3 {
+			t.Errorf("asked the instance that does not answer %d times in 2 s", n)
+		}
 	}, "a:1", "b:1")
 }
