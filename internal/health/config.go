@@ -3,6 +3,7 @@ package health
 import (
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -191,7 +192,7 @@ func (r *Rule) validate(errs *mistakes) {
 	errs.check(r.Path != "" || r.JSON == "", "active.rule.path: a rule on a JSON field needs a path")
 	errs.check(r.Labels == nil || r.Metric != "", "active.rule.labels: has no effect without metric")
 	errs.check(comparisons[r.Compare] != nil, "active.rule.compare: want <, <=, >, >=, == or !=, got %q", r.Compare)
-	errs.check(r.Value == r.Value, "active.rule.value: must be a number")
+	errs.check(!math.IsNaN(r.Value), "active.rule.value: must be a number")
 }
 
 // validate adds the mistakes of passive health.

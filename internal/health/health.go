@@ -30,6 +30,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spillway/spillway/internal/fleet"
 )
@@ -73,7 +74,9 @@ type Monitor struct {
 func New(f *fleet.Fleet, log *slog.Logger) *Monitor {
 	m := &Monitor{
 		fleet: f, log: log.With("component", "health"), meter: newMeter(),
-		plain:   &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true},
+		plain: &http.Transport{
+			MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+		},
 		applied: make(chan struct{}, 1),
 	}
 	m.pools.Store(&map[string]*pool{})

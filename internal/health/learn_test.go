@@ -1,7 +1,9 @@
 package health_test
 
 import (
+	"context"
 	"errors"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -96,6 +98,37 @@ func TestModelsAreTheUnionOfWhatInstancesList(t *testing.T) {
 		defer mu.Unlock()
 		if n := asked["dead:1"]; n < 1 || n > 3 {
 			t.Errorf("asked the instance that does not answer %d times in 2 s", n)
+		}
+	}, "a:1", "b:1")
+}
+
+func TestAnInstanceThatComesUpIsAskedAtOnce(t *testing.T) {
+	p := new(port)
+	bubble(t, func(pool *health.Pool) {
+		pool.Dial, pool.LearnModels = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == "a:1" {
+				return new(port).dial(ctx, network, address)
+			}
+			return p.dial(ctx, network, address)
+		}, true
+		pool.Transport = transport(func(req *http.Request) (int, string, error) {
+			if req.URL.Host == "b:1" && p.closed.Load() {
+				return 0, "", errors.New("refused")
+			}
+			return 200, `{"data":[{"id":"` + req.URL.Hostname() + `"}]}`, nil
+		})
+	}, func(r *rig) {
+		p.closed.Store(true)
+		stop := r.run()
+		defer stop()
+		after(92 * time.Second) // two seconds after a round that asked all
+		if diff := cmp.Diff([]string{"a"}, r.fleet.Snapshot().Models()); diff != "" {
+			t.Errorf("models (-want +got):\n%s", diff)
+		}
+		p.closed.Store(false)
+		after(10 * time.Second)
+		if diff := cmp.Diff([]string{"a", "b"}, r.fleet.Snapshot().Models()); diff != "" {
+			t.Errorf("models (-want +got):\n%s", diff)
 		}
 	}, "a:1", "b:1")
 }

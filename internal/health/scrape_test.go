@@ -50,7 +50,7 @@ func TestScrapesCorrectTheLoadWhileTheyAreFresh(t *testing.T) {
 		}
 		for _, problem := range []string{"vllm:num_requests_running 7\n", "", "hang", "vllm:num_requests_running NaN\nvllm:num_requests_waiting 0\n"} {
 			text.Store(problem)
-			after(4 * time.Second)
+			after(3 * time.Second)
 			if got := load(); got != 9 {
 				t.Errorf("%q: load %d while the last report is fresh, want 9", problem, got)
 			}
