@@ -33,13 +33,9 @@ func (t trusted) has(a netip.Addr) bool {
 // clientIP is the address of the client: the peer's own, or, when the peer is a
 // trusted proxy, the last address in X-Forwarded-For or Forwarded that is not
 // one. What stands before it was written by the client itself and proves
-// nothing. The result is invalid when the peer has no IP address.
-func (t trusted) clientIP(remote string, h http.Header) netip.Addr {
-	peer, err := netip.ParseAddrPort(remote)
-	if err != nil {
-		return netip.Addr{}
-	}
-	ip := peer.Addr().Unmap()
+// nothing.
+func (t trusted) clientIP(peer netip.Addr, h http.Header) netip.Addr {
+	ip := peer
 	if !t.has(ip) {
 		return ip
 	}
@@ -66,6 +62,15 @@ func (t trusted) clientIP(remote string, h http.Header) netip.Addr {
 		}
 	}
 	return ip
+}
+
+// peerIP is the address in net/http's RemoteAddr; invalid when it has none.
+func peerIP(remote string) netip.Addr {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
 }
 
 // hopAddr reads an address with an optional port.

@@ -17,6 +17,8 @@ type Config struct {
 	TLSCertFile string `yaml:"tls_cert_file"`
 	// Private key file, PEM.
 	TLSKeyFile string `yaml:"tls_key_file"`
+	// Which front reads plain HTTP/1.1: `lean`, which answers requests in the common form itself and gives all others to net/http, or `net_http` for all. With TLS or the PROXY protocol, and where the system is not Linux, it is always net/http.
+	Front string `yaml:"front"`
 	// Longest time for a request's head to arrive.
 	ReadHeaderTimeout time.Duration `yaml:"read_header_timeout"`
 	// Longest time for a request's body to arrive.
@@ -45,10 +47,17 @@ type Config struct {
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 }
 
+// The fronts.
+const (
+	FrontLean    = "lean"
+	FrontNetHTTP = "net_http"
+)
+
 // Default returns the configuration of a file that says nothing.
 func Default() Config {
 	return Config{
 		Listen:            ":8080",
+		Front:             FrontLean,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadBodyTimeout:   60 * time.Second,
 		IdleTimeout:       2 * time.Minute,
@@ -76,6 +85,7 @@ func (c *Config) Validate() error {
 		_, _, err := net.SplitHostPort(c.ProbeListen)
 		check(err == nil, "probe_listen: want host:port, got %q", c.ProbeListen)
 	}
+	check(c.Front == FrontLean || c.Front == FrontNetHTTP, "front: want lean or net_http, got %q", c.Front)
 	check((c.TLSCertFile == "") == (c.TLSKeyFile == ""), "tls_key_file: give both tls_cert_file and tls_key_file or neither")
 	if c.TLSCertFile != "" && c.TLSKeyFile != "" {
 		_, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)

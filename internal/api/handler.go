@@ -1,11 +1,13 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"mime"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,10 +63,10 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		s.parts.Probes.ServeHTTP(w.w, r)
 		return false
 	default:
-		w.Fail(inference.Errorf(inference.CodeNotFound, "unknown path %q", r.URL.Path))
+		s.fail(w, inference.Errorf(inference.CodeNotFound, "unknown path %q", r.URL.Path))
 		return w.aborted
 	}
-	if err := s.checkHead(w.req, r); err != nil {
+	if err := s.checkHead(w.req, r.Method, peerIP(r.RemoteAddr)); err != nil {
 		s.refuseUnread(w, r, err, cfg)
 		return w.aborted
 	}
@@ -74,20 +76,43 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		s.refuseUnread(w, r, err, cfg)
 		return w.aborted
 	}
-	if err := s.parse(w.req, r, body.bytes); err != nil {
-		w.Fail(clientError(err))
-		return w.aborted
-	}
-	s.serve(w, r)
+	s.answer(r.Context(), w, body.bytes)
 	return w.aborted
 }
 
-// checkHead judges a request by its head alone, before its body is read.
-func (s *Server) checkHead(req *inference.Request, r *http.Request) error {
-	if r.Method != http.MethodPost {
-		return inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use POST", r.Method)
+// answer parses the body and hands the request to the gateway.
+func (s *Server) answer(ctx context.Context, w *writer, body []byte) {
+	if err := s.parse(w.req, body); err != nil {
+		s.fail(w, err)
+		return
 	}
-	if len(r.Header) > maxFields {
+	if s.parts.Tracing != nil {
+		ctx, w.req.Header = s.parts.Tracing.Start(ctx, w.req.Header, w.req)
+	}
+	rec := s.parts.Serve(ctx, w.req, w)
+	if s.parts.Tracing != nil {
+		s.parts.Tracing.Finish(ctx, rec)
+	}
+}
+
+// fail answers a request that never reaches the gateway, and records it.
+func (s *Server) fail(w *writer, err error) {
+	e, ok := errors.AsType[*inference.Error](err)
+	if !ok {
+		e = inference.Errorf(inference.CodeInternal, "internal error")
+		e.Err = err
+	}
+	w.Fail(e)
+	rec := inference.Record{Request: w.req, Code: e.Code, Reason: e.Reason, Status: Status(e.Code), Duration: time.Since(w.req.Received)}
+	s.parts.Record(&rec)
+}
+
+// checkHead judges a request by its head alone, before its body is read.
+func (s *Server) checkHead(req *inference.Request, method string, peer netip.Addr) error {
+	if method != http.MethodPost {
+		return inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use POST", method)
+	}
+	if len(req.Header) > maxFields {
 		return inference.Errorf(inference.CodeHeadTooLarge, "the request has more than %d header fields", maxFields)
 	}
 	if s.stopping.Load() {
@@ -95,31 +120,31 @@ func (s *Server) checkHead(req *inference.Request, r *http.Request) error {
 		e.RetryAfter = time.Second
 		return e
 	}
-	req.ClientIP = s.proxies.Load().clientIP(r.RemoteAddr, r.Header)
+	req.ClientIP = s.proxies.Load().clientIP(peer, req.Header)
 	var err error
-	if req.Tenant, req.Class, err = s.parts.Identity.Identify(r.Header); err != nil {
+	if req.Tenant, req.Class, err = s.parts.Identity.Identify(req.Header); err != nil {
 		return err
 	}
-	if ct := r.Header.Get("Content-Type"); ct != "" && ct != "application/json" {
+	if ct := req.Header.Get("Content-Type"); ct != "" && ct != "application/json" {
 		if kind, _, err := mime.ParseMediaType(ct); err != nil || kind != "application/json" {
 			return inference.Errorf(inference.CodeUnsupportedMedia, "content type %q is not supported; use application/json", ct)
 		}
 	}
-	if ce := r.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
+	if ce := req.Header.Get("Content-Encoding"); ce != "" && ce != "identity" {
 		return inference.Errorf(inference.CodeUnsupportedMedia, "content encoding %q is not supported", ce)
 	}
 	return nil
 }
 
 // parse completes the request from its body.
-func (s *Server) parse(req *inference.Request, r *http.Request, body []byte) error {
+func (s *Server) parse(req *inference.Request, body []byte) error {
 	fields, err := wire.ScanRequest(req.Surface, body)
 	if err != nil {
 		return err
 	}
 	req.Body, req.Fields = body, fields
 	timeout := s.parts.Timeout()
-	if d, ok := clientTimeout(r.Header); ok {
+	if d, ok := clientTimeout(req.Header); ok {
 		timeout = min(timeout, d)
 	}
 	req.Deadline = req.Received.Add(timeout)
@@ -142,46 +167,24 @@ func clientTimeout(h http.Header) (time.Duration, bool) {
 	return 0, false
 }
 
-// serve hands the request to the gateway.
-func (s *Server) serve(w *writer, r *http.Request) {
-	ctx := r.Context()
-	if s.parts.Tracing != nil {
-		ctx, w.req.Header = s.parts.Tracing.Start(ctx, r.Header, w.req)
-	}
-	rec := s.parts.Serve(ctx, w.req, w)
-	if s.parts.Tracing != nil {
-		s.parts.Tracing.Finish(ctx, rec)
-	}
-}
-
 // refuseUnread answers a request whose body was not read to its end. A client
 // that is still sending is given the time to read the answer; its connection is
 // not used again.
 func (s *Server) refuseUnread(w *writer, r *http.Request, err error, cfg *Config) {
 	if r.ContentLength == 0 {
-		w.Fail(clientError(err))
+		s.fail(w, err)
 		return
 	}
 	w.w.Header().Set("Connection", "close")
-	if w.Fail(clientError(err)); !w.aborted {
+	if s.fail(w, err); !w.aborted {
 		discard(w.w, r, cfg.MaxBody)
 	}
-}
-
-// clientError is err as the type that a client may see.
-func clientError(err error) *inference.Error {
-	if e, ok := errors.AsType[*inference.Error](err); ok {
-		return e
-	}
-	e := inference.Errorf(inference.CodeInternal, "internal error")
-	e.Err = err
-	return e
 }
 
 // serveModels answers GET /v1/models and GET /v1/models/{id}.
 func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Fail(inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use GET", r.Method))
+		s.fail(w, inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use GET", r.Method))
 		return w.aborted
 	}
 	if _, _, err := s.parts.Identity.Identify(r.Header); err != nil {
@@ -194,7 +197,7 @@ func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool)
 		if !slices.Contains(names, id) {
 			e := inference.Errorf(inference.CodeModelNotFound, "the model %q does not exist", id)
 			e.Param = "model"
-			w.Fail(e)
+			s.fail(w, e)
 			return w.aborted
 		}
 		v = s.model(id)
@@ -210,7 +213,7 @@ func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool)
 	}
 	body, err := json.Marshal(v)
 	if err != nil {
-		w.Fail(inference.Errorf(inference.CodeInternal, "internal error"))
+		s.fail(w, err)
 		return w.aborted
 	}
 	head := inference.Head{Status: http.StatusOK, Length: int64(len(body)), Fields: []inference.HeaderField{{Name: "Content-Type", Value: "application/json"}}}

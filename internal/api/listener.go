@@ -62,6 +62,7 @@ type frontConn struct {
 	read    lazyDeadline
 	write   lazyDeadline
 
+	prefix  []byte // was read from the connection already
 	proxied bool
 	once    sync.Once
 	buf     *bufio.Reader
@@ -114,8 +115,14 @@ func (c *frontConn) Read(p []byte) (int, error) {
 	}
 }
 
-// readOnce reads what the client sent, behind a PROXY protocol header.
+// readOnce reads what the client sent, behind what was read before and behind a
+// PROXY protocol header.
 func (c *frontConn) readOnce(p []byte) (int, error) {
+	if len(c.prefix) > 0 {
+		n := copy(p, c.prefix)
+		c.prefix = c.prefix[n:]
+		return n, nil
+	}
 	if !c.proxied {
 		return c.Conn.Read(p)
 	}

@@ -7,10 +7,11 @@
 // then gateway.Serve with the connection as the flight's reader. Every request
 // has an id, in its answer and in the log.
 //
-// net/http owns the connections' goroutines; Run owns the listeners and ends
-// them: it stops accepting, waits for requests in progress, then cuts the rest
-// with an error frame. Keeping the relay behind gateway.Reader leaves room for a
-// leaner HTTP/1.1 front.
+// Two fronts read connections: lean takes plain HTTP/1.1 requests in the common
+// form, net/http everything else (TLS, HTTP/2, chunked bodies, whatever is odd or
+// wrong). Both end in the same handler code and the same writer. Run owns the
+// listeners and every goroutine: it stops accepting, waits for requests in
+// progress, then cuts the rest with an error frame.
 package api
 
 import (
@@ -54,6 +55,7 @@ type Tracing interface {
 // Parts are what a Server works with.
 type Parts struct {
 	Serve    Serve
+	Record   func(*inference.Record) // keeps requests that never reach Serve
 	Identity Identity
 	Timeout  func() time.Duration // longest time for a whole request
 	Models   func() []string      // what GET /v1/models lists
@@ -74,6 +76,7 @@ type Server struct {
 	cut      context.CancelCauseFunc
 	stopping atomic.Bool
 	http     *http.Server
+	lean     *lean // nil: net/http reads every connection
 }
 
 // New returns a server that does not listen yet.
@@ -122,33 +125,28 @@ var errStopped = inference.Errorf(inference.CodeDraining, "the gateway is stoppi
 // their own listener go on until the end.
 func (s *Server) Run(ctx context.Context, main net.Listener, probes net.Listener) error {
 	cfg := s.cfg.Load()
-	front := &frontListener{Listener: main, plain: cfg.TLSCertFile == ""}
-	if cfg.ProxyProtocol {
-		front.proxies = *s.proxies.Load()
+	ln, err := s.front(main, cfg)
+	if err != nil {
+		return err
 	}
-	var ln net.Listener = front
-	if cfg.TLSCertFile != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.TLSCertFile, cfg.TLSKeyFile)
-		if err != nil {
-			return err
-		}
-		ln = tls.NewListener(front, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
-	}
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	var wg sync.WaitGroup
+	if s.lean != nil {
+		wg.Go(func() { failed <- s.lean.serve(main) })
+	}
 	wg.Go(func() { failed <- s.http.Serve(ln) })
 	var probe *http.Server
 	if probes != nil && s.parts.Probes != nil {
 		probe = &http.Server{Handler: s.parts.Probes, ReadHeaderTimeout: cfg.ReadHeaderTimeout, IdleTimeout: cfg.IdleTimeout}
 		wg.Go(func() { failed <- probe.Serve(probes) })
 	}
-	var err error
 	select {
 	case <-ctx.Done():
+		main.Close()
 		s.drain()
 	case err = <-failed:
-		s.cut(errStopped)
-		s.http.Close()
+		main.Close()
+		s.end()
 	}
 	if probe != nil {
 		probe.Close()
@@ -157,23 +155,71 @@ func (s *Server) Run(ctx context.Context, main net.Listener, probes net.Listener
 	return err
 }
 
+// front decides who reads the main listener's connections, and returns the
+// listener of net/http.
+func (s *Server) front(main net.Listener, cfg *Config) (net.Listener, error) {
+	front := &frontListener{Listener: main, plain: cfg.TLSCertFile == ""}
+	if cfg.ProxyProtocol {
+		front.proxies = *s.proxies.Load()
+	}
+	if cfg.TLSCertFile != "" {
+		cert, err := tls.LoadX509KeyPair(cfg.TLSCertFile, cfg.TLSKeyFile)
+		if err != nil {
+			return nil, err
+		}
+		return tls.NewListener(front, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}), nil
+	}
+	if cfg.ProxyProtocol || cfg.Front != FrontLean {
+		return front, nil
+	}
+	lean, err := newLean(s, main.Addr())
+	if err != nil {
+		s.parts.Log.Warn("net/http serves all connections", "component", "api", "err", err)
+		return front, nil
+	}
+	s.lean = lean
+	return lean.handoff, nil
+}
+
 // cutGrace is how long requests that were cut may take to say so.
 const cutGrace = time.Second
 
-// drain stops the main listener.
+// drain lets requests in progress finish, then cuts them.
 func (s *Server) drain() {
 	s.stopping.Store(true)
 	wait, cancel := context.WithTimeout(context.Background(), s.cfg.Load().DrainTimeout)
 	defer cancel()
-	if s.http.Shutdown(wait) == nil {
-		return
+	if s.finish(wait) != nil {
+		s.cut(errStopped)
+		if s.lean != nil {
+			s.lean.cut(errStopped)
+		}
+		wait, cancel = context.WithTimeout(context.Background(), cutGrace)
+		defer cancel()
+		_ = s.finish(wait) // what is left is closed below
 	}
+	s.end()
+}
+
+// finish waits for the requests in progress, no longer than ctx.
+func (s *Server) finish(ctx context.Context) error {
+	if s.lean != nil {
+		s.lean.stop()
+		if err := s.lean.wait(ctx); err != nil {
+			return err
+		}
+	}
+	return s.http.Shutdown(ctx)
+}
+
+// end closes every connection.
+func (s *Server) end() {
 	s.cut(errStopped)
-	wait, cancel = context.WithTimeout(context.Background(), cutGrace)
-	defer cancel()
-	if s.http.Shutdown(wait) != nil {
-		s.http.Close()
+	if s.lean != nil {
+		s.lean.cut(errStopped)
+		s.lean.close()
 	}
+	s.http.Close()
 }
 
 // Stopping says that no new requests are taken.

@@ -103,6 +103,7 @@ func New(file *config.File, opts Options) (*App, error) {
 		Serve: func(ctx context.Context, req *inference.Request, out api.Answer) *inference.Record {
 			return a.gateway.Serve(ctx, req, out)
 		},
+		Record:   a.recorder.Record,
 		Identity: a.keys,
 		Timeout:  a.gateway.Timeout,
 		Models:   func() []string { return a.fleet.Snapshot().Models() },

@@ -33,20 +33,21 @@ type Demo struct {
 	Show   load.Progress
 }
 
-// Constants of the demo. Capacity is the bound of the batching law with the
-// engine's default steps and maxSeqs sequences, at the trace's mean lengths; the
-// demo offers 0.8 of it.
+// Constants of the demo. It replays the trace from demoStart on, where its rate
+// is steady; rate and mean lengths are those of the 200 s behind that instant.
 const (
 	demoEngines = 4
 	demoMaxSeqs = 64
 	demoLoad    = 0.8
-	meanPrompt  = 1155.0 // tokens, azure-2023-conv
-	meanOutput  = 211.0
-	traceRate   = 5.53 // requests a second at native speed
+	demoStart   = 120 * time.Second
+	traceRate   = 5.435  // requests a second at native speed
+	meanPrompt  = 1135.0 // tokens
+	meanOutput  = 255.0
 )
 
 // demoCapacity is what the demo's engines serve together, in requests a second:
-// a request costs its prefill and its share of meanOutput steps.
+// the bound of the batching law with the engine's default steps and demoMaxSeqs
+// sequences. A request costs its prefill and its share of meanOutput steps.
 func demoCapacity() float64 {
 	const base, perSeq, perPrompt = 0.008, 0.0001, 0.00004 // seconds, the engine's defaults
 	perToken := (base + perSeq*demoMaxSeqs) / demoMaxSeqs
@@ -122,6 +123,7 @@ func (d *Demo) load(name string, e *engines, length time.Duration) load.Config {
 		cfg.Schedule.Trace.Path = d.Trace
 	}
 	cfg.Schedule.Trace.Speed = demoLoad * demoCapacity() / traceRate
+	cfg.Schedule.Trace.Start = demoStart
 	cfg.Schedule.Duration = length
 	cfg.Client.Timeout = 60 * time.Second
 	cfg.EngineMetrics = e.metrics(1)

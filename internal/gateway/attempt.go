@@ -220,7 +220,7 @@ func (f *flight) settle(a *attempt, err error) {
 	}
 	rec := inference.Attempt{
 		Region: a.lease.Instance.Pool.Region.Name, Pool: a.lease.Instance.Pool.Name, Instance: a.lease.Instance.Name,
-		Model: a.lease.Candidate.Model, TTFT: a.ttft, Duration: now.Sub(a.start), Hedge: a.hedge,
+		Model: a.lease.Candidate.Model, TTFT: a.ttft, Start: a.start.Sub(f.req.Received), Duration: now.Sub(a.start), Hedge: a.hedge, Panic: a.lease.Panic,
 	}
 	if !a.sent.IsZero() {
 		rec.Connect = a.sent.Sub(a.start)
@@ -241,7 +241,18 @@ func (f *flight) settle(a *attempt, err error) {
 	f.g.health.Observe(a.lease, failure)
 	a.lease.Release()
 	f.rec.Attempts = append(f.rec.Attempts, rec)
-	f.rec.Upstream += rec.Duration
+	if from := later(a.start, f.waited); now.After(from) { // attempts in parallel count once
+		f.rec.Upstream += now.Sub(from)
+		f.waited = now
+	}
+}
+
+// later is the later of two instants.
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // asFailure is err as the failure that upstreams report.

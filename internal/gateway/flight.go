@@ -33,6 +33,7 @@ type flight struct {
 
 	begun   bool      // the head is with the reader
 	comment time.Time // when the next keep-alive is due; zero is never
+	waited  time.Time // until when rec.Upstream has counted
 	rec     inference.Record
 }
 
@@ -194,7 +195,6 @@ func (f *flight) keepAlive(now time.Time) error {
 
 // relay passes the winner's answer on to its end, then settles it.
 func (f *flight) relay(a *attempt) *inference.Record {
-	defer putHeld(a.held)
 	if f.plan.Cookie != nil && !f.begun {
 		if cookie := f.plan.Cookie(a.lease.Instance); cookie != "" {
 			a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "Set-Cookie", Value: cookie})
@@ -214,6 +214,7 @@ func (f *flight) relay(a *attempt) *inference.Record {
 	if err == io.EOF {
 		f.rec.Complete = true
 		f.settle(a, nil)
+		putHeld(a.held)
 		f.g.router.Answered(f.req, a.lease, f.rec.Usage)
 		return &f.rec
 	}
@@ -229,6 +230,8 @@ func (f *flight) relayEvents(a *attempt) error {
 		return f.gone(err)
 	}
 	err := f.send(a.held, !a.more)
+	putHeld(a.held) // a stream holds nothing from here on
+	a.held = nil
 	last := time.Now()
 	f.rec.TTFT = last.Sub(f.req.Received)
 	f.rec.Tokens = 1
@@ -270,7 +273,9 @@ func (f *flight) relayBody(a *attempt) error {
 	if a.whole {
 		return io.EOF
 	}
-	buf := a.held
+	a.held = nil
+	buf := takeHeld()
+	defer func() { putHeld(buf) }()
 	for {
 		var err error
 		buf, err = a.answer.Body(f.req.Deadline, buf[:0], heldSize)

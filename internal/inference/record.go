@@ -11,10 +11,12 @@ type Attempt struct {
 	Verdict  Verdict
 	Status   int           // upstream's HTTP status; 0 when none came
 	Reason   string        // short cause when the verdict is not ok
+	Start    time.Duration // from the request's Received to the attempt's start
 	Connect  time.Duration // until a connection was ready and the request written
 	TTFT     time.Duration // from the attempt's start to the first delta; 0 when none came
 	Duration time.Duration // from the attempt's start to its end
-	Hedge    bool
+	Hedge    bool          // asked in parallel, because another attempt was late
+	Panic    bool          // nothing was open: passive health had taken the instance out
 }
 
 // Record is everything that is kept of a finished request. The gateway hands

@@ -1,0 +1,201 @@
+package api
+
+import (
+	"bytes"
+	"net/http"
+	"net/textproto"
+	"strings"
+
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// leanHead is what the lean front needs to know of a request's head.
+type leanHead struct {
+	surface inference.Surface
+	query   string
+	length  int64
+	size    int  // of the head in bytes, with the empty line
+	close   bool // the client asked to close the connection
+}
+
+// leanState says what became of parsing a head.
+type leanState uint8
+
+const (
+	leanPartial leanState = iota // more bytes are needed
+	leanWhole
+	leanOther // not in the common form: net/http's
+)
+
+// leanFields bounds the header fields of a head in the common form.
+const leanFields = 64
+
+// parseLean reads a head in the common form: POST to a surface in HTTP/1.1, lines
+// that end in CR LF, one Host, one Content-Length of digits, fields of visible
+// bytes, no transfer coding, no upgrade, nothing expected. What is only nearly so
+// is leanOther, whether it is malformed or not. The fields go into h.
+func parseLean(raw []byte, h http.Header) (leanHead, leanState) {
+	const post = "POST "
+	if len(raw) < len(post) {
+		return leanHead{}, partialIf(strings.HasPrefix(post, string(raw)))
+	}
+	if string(raw[:len(post)]) != post {
+		return leanHead{}, leanOther
+	}
+	end := headBytes(raw)
+	if end < 0 {
+		return leanHead{}, leanPartial
+	}
+	// One string for the whole head: the fields are parts of it.
+	text := string(raw[:end])
+	line, rest, ok := strings.Cut(text, "\r\n")
+	target, found := strings.CutSuffix(line[len(post):], " HTTP/1.1")
+	if !ok || !found || strings.ContainsAny(target, " %#\\") {
+		return leanHead{}, leanOther
+	}
+	head := leanHead{size: end, length: -1}
+	path, query, _ := strings.Cut(target, "?")
+	head.query = query
+	if head.surface, ok = routes[strings.TrimPrefix(path, "/v1")]; !ok || !visible(target) {
+		return leanHead{}, leanOther
+	}
+	if !head.fields(rest, h) || len(h["Host"]) != 1 || h["Host"][0] == "" || head.length < 0 {
+		return leanHead{}, leanOther
+	}
+	delete(h, "Host")
+	return head, leanWhole
+}
+
+// partialIf is leanPartial when more bytes may still make a common head.
+func partialIf(may bool) leanState {
+	if may {
+		return leanPartial
+	}
+	return leanOther
+}
+
+// headBytes is the length of the head with its empty line, or -1.
+func headBytes(raw []byte) int {
+	if i := bytes.Index(raw, []byte("\r\n\r\n")); i >= 0 {
+		return i + 4
+	}
+	return -1
+}
+
+// fields reads the header fields into h. It returns false for anything unusual.
+func (head *leanHead) fields(rest string, h http.Header) bool {
+	values := make([]string, 0, 16)
+	for n := 0; rest != "\r\n"; n++ {
+		line, after, ok := strings.Cut(rest, "\r\n")
+		name, value, colon := strings.Cut(line, ":")
+		if !ok || !colon || n >= leanFields || !token(name) {
+			return false
+		}
+		rest = after
+		value = strings.Trim(value, " \t")
+		if !fieldValue(value) {
+			return false
+		}
+		key, known := leanNames[name]
+		if !known {
+			key = textproto.CanonicalMIMEHeaderKey(name)
+		}
+		if _, twice := h[key]; twice && once[key] || !head.note(key, value) {
+			return false
+		}
+		if old, twice := h[key]; twice {
+			h[key] = append(old, value)
+			continue
+		}
+		values = append(values, value)
+		h[key] = values[len(values)-1 : len(values) : len(values)]
+	}
+	return true
+}
+
+// once lists fields that change what a request is, and so must not come twice.
+var once = map[string]bool{"Host": true, "Content-Length": true, "Connection": true, "Content-Type": true, "Content-Encoding": true}
+
+// note takes what a field says about the connection and the body.
+func (head *leanHead) note(key, value string) bool {
+	switch key {
+	case "Content-Length":
+		head.length = digits(value)
+		return head.length >= 0
+	case "Connection":
+		head.close = strings.EqualFold(value, "close")
+		return head.close || strings.EqualFold(value, "keep-alive")
+	case "Transfer-Encoding", "Expect", "Upgrade", "Trailer", "Te", "Keep-Alive", "Proxy-Connection":
+		return false
+	}
+	return true
+}
+
+// digits reads a length of at most twelve digits; -1 is anything else.
+func digits(s string) int64 {
+	if len(s) == 0 || len(s) > 12 {
+		return -1
+	}
+	var n int64
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return -1
+		}
+		n = n*10 + int64(s[i]-'0')
+	}
+	return n
+}
+
+// leanNames maps field names as clients write them to their canonical form.
+var leanNames = func() map[string]string {
+	m := make(map[string]string)
+	for _, name := range []string{
+		"Host", "Content-Length", "Content-Type", "Content-Encoding", "Accept", "Accept-Encoding", "Accept-Language", "Authorization",
+		"Connection", "User-Agent", "X-Api-Key", "X-Request-Id", "Traceparent", "Tracestate", "X-Stainless-Lang",
+		"X-Stainless-Package-Version", "X-Stainless-Os", "X-Stainless-Arch", "X-Stainless-Runtime", "X-Stainless-Runtime-Version",
+		"X-Stainless-Async", "X-Stainless-Retry-Count", "X-Stainless-Read-Timeout", "X-Stainless-Timeout", "X-Spillway-Class",
+		"X-Engine-Output-Tokens", "X-Forwarded-For", "Cookie", "Openai-Organization", "Openai-Project", "Transfer-Encoding", "Expect",
+	} {
+		m[name], m[strings.ToLower(name)] = name, name
+	}
+	return m
+}()
+
+// token says whether s is a header field name (RFC 9110 section 5.6.2).
+func token(s string) bool {
+	for i := range len(s) {
+		if !tokenBytes[s[i]] {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// tokenBytes are the bytes of a token.
+var tokenBytes = func() (t [256]bool) {
+	for c := range t {
+		b := byte(c)
+		t[c] = 'a' <= b && b <= 'z' || 'A' <= b && b <= 'Z' || '0' <= b && b <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", b) >= 0
+	}
+	return t
+}()
+
+// fieldValue says whether s has no control bytes but tabs.
+func fieldValue(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' && s[i] != '\t' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// visible says whether s is visible ASCII.
+func visible(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] >= 0x7f {
+			return false
+		}
+	}
+	return true
+}
