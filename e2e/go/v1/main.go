@@ -1,0 +1,120 @@
+// Command v1 drives openai-go v1 through the gateway.
+package main
+
+import (
+	"context"
+	"errors"
+
+	openai "github.com/openai/openai-go"
+	"github.com/openai/openai-go/option"
+	"github.com/openai/openai-go/shared"
+
+	"github.com/spillway/spillway/e2e/go/drive"
+)
+
+func main() { drive.Main(cases) }
+
+// ask is the request of most cases.
+func ask(model string, maxTokens int64) openai.ChatCompletionNewParams {
+	return openai.ChatCompletionNewParams{
+		Model: model, MaxTokens: openai.Int(maxTokens),
+		Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage("Say something.")},
+	}
+}
+
+func cases(baseURL string) map[string]func(*drive.Result) error {
+	client := openai.NewClient(option.WithBaseURL(baseURL), option.WithAPIKey("sk-test"))
+	ctx := context.Background()
+	failing := func(model string) func(*drive.Result) error {
+		return func(r *drive.Result) error {
+			_, err := client.Chat.Completions.New(ctx, ask(model, 12))
+			var e *openai.Error
+			if !errors.As(err, &e) {
+				return err
+			}
+			r.Status, r.Code, r.Message = e.StatusCode, e.Code, e.Message
+			return nil
+		}
+	}
+	stream := func(r *drive.Result, p openai.ChatCompletionNewParams, leaveAfter int, o ...option.RequestOption) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		s := client.Chat.Completions.NewStreaming(ctx, p, o...)
+		defer s.Close()
+		for s.Next() {
+			chunk := s.Current()
+			r.Chunks++
+			if len(chunk.Choices) > 0 {
+				r.Content += chunk.Choices[0].Delta.Content
+				if f := chunk.Choices[0].FinishReason; f != "" {
+					r.Finish = f
+				}
+			}
+			if chunk.Usage.CompletionTokens > 0 {
+				r.Usage = chunk.Usage.CompletionTokens
+			}
+			if r.Chunks == leaveAfter {
+				return nil
+			}
+		}
+		r.Raise(s.Err())
+		return nil
+	}
+	return map[string]func(*drive.Result) error{
+		"models": func(r *drive.Result) error {
+			page, err := client.Models.List(ctx)
+			if err != nil {
+				return err
+			}
+			for _, m := range page.Data {
+				r.IDs = append(r.IDs, m.ID)
+			}
+			return nil
+		},
+		"chat": func(r *drive.Result) error {
+			a, err := client.Chat.Completions.New(ctx, ask("sim", 12))
+			if err != nil {
+				return err
+			}
+			r.Content, r.Finish, r.Usage = a.Choices[0].Message.Content, a.Choices[0].FinishReason, a.Usage.CompletionTokens
+			return nil
+		},
+		"stream": func(r *drive.Result) error {
+			p := ask("sim", 12)
+			p.StreamOptions.IncludeUsage = openai.Bool(true)
+			return stream(r, p, 0)
+		},
+		"extra": func(r *drive.Result) error {
+			p := ask("tools", 12)
+			p.Tools = []openai.ChatCompletionToolParam{{Function: shared.FunctionDefinitionParam{
+				Name: "weather", Parameters: shared.FunctionParameters{"type": "object", "properties": map[string]any{}},
+			}}}
+			a, err := client.Chat.Completions.New(ctx, p, option.WithJSONSet("vendor_field", map[string]any{"deep": []any{1, 2.5, "x"}}))
+			if err != nil {
+				return err
+			}
+			m := a.Choices[0].Message
+			r.Tool, r.Arguments = m.ToolCalls[0].Function.Name, m.ToolCalls[0].Function.Arguments
+			r.Reasoning, r.Unknown = drive.Text(m.JSON.ExtraFields["reasoning_content"].Raw()), drive.Text(a.JSON.ExtraFields["vendor_answer"].Raw())
+			return nil
+		},
+		"embeddings": func(r *drive.Result) error {
+			a, err := client.Embeddings.New(ctx, openai.EmbeddingNewParams{
+				Model: "sim", Input: openai.EmbeddingNewParamsInputUnion{OfString: openai.String("hello")},
+			})
+			if err != nil {
+				return err
+			}
+			r.Length = len(a.Data[0].Embedding)
+			return nil
+		},
+		"unknown": failing("nobody"),
+		"bad":     failing("bad"),
+		"busy":    failing("busy"),
+		"cut":     func(r *drive.Result) error { return stream(r, ask("cut", 12), 0) },
+		"wait":    func(r *drive.Result) error { return stream(r, ask("wait", 12), 0) },
+		"leave": func(r *drive.Result) error {
+			return stream(r, ask("sim", 4000), 3, option.WithHeader("X-Engine-Output-Tokens", "4000"))
+		},
+	}
+}
