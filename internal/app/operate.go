@@ -24,6 +24,10 @@ func (a *App) State() admin.State {
 // Stopping implements admin.Control.
 func (a *App) Stopping() bool { return a.api.Stopping() }
 
+// Metrics is what /metrics shows: every metric of the gateway, its runtime and
+// its process.
+func (a *App) Metrics() *prometheus.Registry { return a.registry }
+
 // newGauges are the metrics that no mechanism owns alone.
 func newGauges(a *App) prometheus.Collector {
 	return collectors{
