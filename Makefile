@@ -1,0 +1,87 @@
+# Spillway. `make` prints what there is; everything sets itself up on a machine
+# with Go and a C compiler (for the race detector).
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO            ?= go
+BIN           := bin/spillway
+LINT_VERSION  := v2.15.0
+LINT          := .cache/bin/golangci-lint-$(LINT_VERSION)
+FUZZ_TIME     ?= 10s
+DEMO_FLAGS    ?=
+BENCH_PROXY_FLAGS ?=
+GO_FILES      = $(shell git ls-files --cached --others --exclude-standard '*.go')
+
+.PHONY: help
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## the main job on this machine: four simulated servers, one is killed (DEMO_FLAGS=--fast)
+	$(BIN) demo $(DEMO_FLAGS)
+
+.PHONY: build
+build: ## build bin/spillway
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/spillway
+
+.PHONY: test
+test: deps ## all tests; says which did not run (CI=true: that is a failure)
+	tools/test.sh
+
+.PHONY: deps
+deps: ## what the tests need: Go modules, and the SDKs of e2e/ where Node or Python are
+	tools/deps.sh
+
+.PHONY: check
+check: format vet lint docs-check test fuzz-seeds ## what CI runs
+
+.PHONY: format
+format: ## fail on files that gofmt would change
+	@unformatted=$$(gofmt -l $(GO_FILES)); if [ -n "$$unformatted" ]; then echo "run make fmt:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: fmt
+fmt: ## format the code
+	gofmt -w $(GO_FILES)
+
+.PHONY: vet
+vet: ## go vet
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: $(LINT) ## golangci-lint, built once into .cache
+	$(LINT) run ./...
+
+$(LINT):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/.cache/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv .cache/bin/golangci-lint $@
+
+.PHONY: docs
+docs: ## write the generated pages of docs/ again
+	$(GO) test ./internal/archtest -count=1 -run 'TestGeneratedPagesAreFresh' -update
+
+.PHONY: docs-check
+docs-check: ## rules on the code, generated pages, examples and links
+	$(GO) test ./internal/archtest
+
+.PHONY: fuzz-seeds
+fuzz-seeds: ## run every fuzz target on its seeds
+	$(GO) test -run '^Fuzz' ./...
+
+.PHONY: fuzz
+fuzz: ## fuzz every target for FUZZ_TIME (10s)
+	tools/fuzz.sh $(FUZZ_TIME)
+
+.PHONY: bench
+bench: ## Go benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/...
+
+.PHONY: bench-proxy
+bench-proxy: ## cost against nginx and HAProxy (BENCH_PROXY_FLAGS='-rounds 3')
+	$(GO) run ./bench/proxy $(BENCH_PROXY_FLAGS)
+
+.PHONY: clean
+clean: ## remove what was built; the caches of Go stay
+	rm -rf bin dist .cache
