@@ -1,17 +1,3 @@
-// Package api is the HTTP server for clients: the /v1 surfaces, streams as
-// server-sent events, error bodies in each surface's own shape, and the limits
-// that keep a bad client from costing more than itself.
-//
-// A request's way: head (identity, content type, announced length), then the
-// body, bounded by itself and together with all others, then the strict scan,
-// then gateway.Serve with the connection as the flight's reader. Every request
-// has an id, in its answer and in the log.
-//
-// Two fronts read connections: lean takes plain HTTP/1.1 requests in the common
-// form, net/http everything else (TLS, HTTP/2, chunked bodies, whatever is odd or
-// wrong). Both end in the same handler code and the same writer. Run owns the
-// listeners and every goroutine: it stops accepting, waits for requests in
-// progress, then cuts the rest with an error frame.
 package api
 
 import (
@@ -38,8 +24,11 @@ type Serve func(ctx context.Context, req *inference.Request, out Answer) *infere
 // Answer is gateway.Reader, repeated here so that api and gateway meet only in
 // words.
 type Answer interface {
+	// Head begins the answer.
 	Head(head *inference.Head) error
+	// Write adds whole events, or a piece of a body. It may hold them until flush.
 	Write(p []byte, flush bool) error
+	// Fail ends the answer with an error.
 	Fail(err *inference.Error)
 }
 
