@@ -69,7 +69,7 @@ func (w *writer) Write(p []byte, flush bool) error {
 	if _, err := w.w.Write(p); err != nil {
 		return err
 	}
-	if flush && w.stream {
+	if flush {
 		return w.w.FlushError()
 	}
 	return nil
