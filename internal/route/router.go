@@ -101,7 +101,20 @@ func (r *Router) current() *directory {
 		return d
 	}
 	defer r.mu.Unlock()
-	d = r.dir.Load()
+	return r.compileLatest()
+}
+
+// latest returns the directory of the fleet's snapshot and waits for it.
+func (r *Router) latest() *directory {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.compileLatest()
+}
+
+// compileLatest makes the directory of the fleet's snapshot unless it is there.
+// The caller holds mu.
+func (r *Router) compileLatest() *directory {
+	d := r.dir.Load()
 	if snap := r.fleet.Snapshot(); d.snap != snap {
 		d = compile(snap, d.set, d)
 		r.dir.Store(d)
@@ -116,6 +129,12 @@ func (r *Router) current() *directory {
 func (r *Router) Plan(_ context.Context, req *inference.Request) (*fleet.Plan, error) {
 	d := r.current()
 	o, err := d.find(req)
+	if err != nil && d.snap != r.fleet.Snapshot() {
+		// The model may be in the picture that somebody compiles at this moment: at
+		// the start that is the first one with any model at all.
+		d = r.latest()
+		o, err = d.find(req)
+	}
 	if err != nil {
 		return nil, err
 	}
