@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -205,18 +206,22 @@ func (c *leanConn) serve() {
 		c.nc.Close()
 		return
 	}
-	idle := c.readWhenReady()
-	for {
-		handed, again := c.next(raw, idle)
-		if again {
-			continue
-		}
+	handed := false
+	defer func() {
 		c.lean.hangups.remove(ticket)
+		if v := recover(); v != nil { // as net/http does: one request's panic is not every client's
+			c.cancel(errClientGone)
+			c.lean.server.parts.Log.Error("panic while serving a request", "component", "api", "panic", v, "stack", string(debug.Stack()))
+			handed = false
+		}
 		if !handed {
 			c.nc.Close()
 		}
 		c.release()
-		return
+	}()
+	idle := c.readWhenReady()
+	for again := true; again; {
+		handed, again = c.next(raw, idle)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/spillway/spillway/internal/fleet"
@@ -96,8 +97,7 @@ func (f *flight) backOff() error {
 
 // open starts an attempt. When that fails the attempt is settled already.
 func (f *flight) open(ctx context.Context, lease *fleet.Lease) (*attempt, error) {
-	a := &attempt{lease: lease, start: time.Now()}
-	f.tried = append(f.tried, lease.Instance)
+	a := f.attempt(lease)
 	if f.set.hedges(lease.Instance.Pool) {
 		ctx, a.cancel = context.WithCancel(ctx)
 	}
@@ -106,6 +106,14 @@ func (f *flight) open(ctx context.Context, lease *fleet.Lease) (*attempt, error)
 		return nil, err
 	}
 	return a, nil
+}
+
+// attempt notes a new attempt that holds a lease until it is settled.
+func (f *flight) attempt(lease *fleet.Lease) *attempt {
+	a := &attempt{lease: lease, start: time.Now()}
+	f.tried = append(f.tried, lease.Instance)
+	f.underWay = append(f.underWay, a)
+	return a
 }
 
 // begin connects and sends the request.
@@ -212,6 +220,7 @@ func (a *attempt) firstDelta(until time.Time, f *flight) error {
 // before anybody else gets it. err is nil for a whole answer.
 func (f *flight) settle(a *attempt, err error) {
 	now := time.Now()
+	f.underWay = slices.DeleteFunc(f.underWay, func(u *attempt) bool { return u == a })
 	if a.answer != nil {
 		a.answer.Close()
 	}

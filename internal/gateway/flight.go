@@ -27,9 +27,10 @@ type flight struct {
 	readers atomic.Int32
 	leave   func()
 
-	plan  *fleet.Plan
-	tried []*fleet.Instance
-	first error // the first failure, which is the one that is reported
+	plan     *fleet.Plan
+	tried    []*fleet.Instance
+	underWay []*attempt // not settled yet: two in a race, else one
+	first    error      // the first failure, which is the one that is reported
 
 	begun   bool      // the head is with the reader
 	comment time.Time // when the next keep-alive is due; zero is never
@@ -72,8 +73,12 @@ func (f *flight) join(ctx context.Context) (leave func()) {
 }
 
 // land ends the flight: everything that was held is given back before the record
-// is handed over.
+// is handed over. An attempt is still under way only when Serve panics.
 func (f *flight) land() {
+	for len(f.underWay) > 0 {
+		f.settle(f.underWay[0], &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "panic"})
+		f.rec.Code = inference.CodeInternal
+	}
 	f.leave()
 	f.rec.Duration = time.Since(f.req.Received)
 	f.g.recorder.Record(&f.rec)

@@ -499,6 +499,39 @@ func TestStoppedServerSaysSo(t *testing.T) {
 	r.serve(ctx, stream, c).code(t, inference.CodeDraining)
 }
 
+// panicking panics when the answer begins.
+type panicking struct{ reader }
+
+func (*panicking) Head(*inference.Head) error { panic("on purpose") }
+
+func TestPanicGivesEverythingBack(t *testing.T) {
+	gone := make(chan bool, 1)
+	r := newRig(t, nil, testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+		x.Stream()
+		x.Delta("a")
+		gone <- x.Gone(5 * time.Second)
+		return false
+	}))
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic was swallowed")
+			}
+		}()
+		now := time.Now()
+		req := &inference.Request{Body: []byte(stream), Header: http.Header{}, Received: now, Deadline: now.Add(time.Minute)}
+		req.Fields, _ = wire.ScanRequest(inference.Chat, req.Body)
+		r.gateway.Serve(context.Background(), req, new(panicking))
+	}()
+	if !<-gone {
+		t.Error("the upstream was not closed")
+	}
+	r.seen("canceled")
+	if rec := r.last(); rec.Code != inference.CodeInternal {
+		t.Errorf("record: %+v", rec)
+	}
+}
+
 // warm observes enough first tokens for the pool's quantile to be known.
 func warm(t *testing.T, r *rig, n int) {
 	t.Helper()

@@ -39,8 +39,9 @@ func (f *flight) second(a *attempt) *attempt {
 	if err != nil {
 		return nil
 	}
-	f.tried = append(f.tried, lease.Instance)
-	return &attempt{lease: lease, start: now, hedge: true}
+	b := f.attempt(lease)
+	b.hedge = true
+	return b
 }
 
 // outcome is what became of one side of a race.

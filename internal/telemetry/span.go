@@ -23,8 +23,8 @@ func (t *Tracing) Finish(ctx context.Context, rec *inference.Record) {
 	}
 	end := rec.Request.Received.Add(rec.Duration)
 	if tr := t.tracer.Load(); tr != nil {
-		for i, at := range attemptTimes(rec) {
-			attemptSpan(ctx, tr, rec, &rec.Attempts[i], at)
+		for i := range rec.Attempts {
+			attemptSpan(ctx, tr, rec, &rec.Attempts[i])
 		}
 	}
 	if rec.Last() != nil { // otherwise the model's name may be anything, and names of spans should be few
@@ -97,46 +97,10 @@ func requestAttributes(rec *inference.Record) []attribute.KeyValue {
 // millis is d in milliseconds.
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// interval is when an attempt ran.
-type interval struct{ start, end time.Time }
-
-// attemptTimes places attempts in time. A record knows how long each took and
-// that they ended in its order: the last ends with the request, those before
-// follow each other from its beginning (back-off falls into the gap before the
-// last), and the loser of a race ends when the winner had its first token.
-func attemptTimes(rec *inference.Record) []interval {
-	at := make([]interval, len(rec.Attempts))
-	if len(at) == 0 {
-		return nil
-	}
-	begin := rec.Request.Received
-	last := len(at) - 1
-	end := begin.Add(rec.Duration)
-	at[last] = interval{later(begin, end.Add(-rec.Attempts[last].Duration)), end}
-	for i := range last {
-		a := &rec.Attempts[i]
-		if a.Reason == "hedge_lost" {
-			decided := at[last].start.Add(rec.Attempts[last].TTFT)
-			at[i] = interval{later(rec.Request.Received, decided.Add(-a.Duration)), decided}
-			continue
-		}
-		at[i] = interval{begin, begin.Add(a.Duration)}
-		begin = at[i].end
-	}
-	return at
-}
-
-// later is the later of two instants.
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
 // attemptSpan makes the span of one attempt.
-func attemptSpan(ctx context.Context, tr trace.Tracer, rec *inference.Record, a *inference.Attempt, at interval) {
+func attemptSpan(ctx context.Context, tr trace.Tracer, rec *inference.Record, a *inference.Attempt) {
 	surface := rec.Request.Surface
+	begun := rec.Request.Received.Add(a.Start)
 	attributes := append(make([]attribute.KeyValue, 0, 12),
 		genAIOperation.String(operation(surface)),
 		genAIProvider.String(provider(surface)),
@@ -162,11 +126,11 @@ func attemptSpan(ctx context.Context, tr trace.Tracer, rec *inference.Record, a 
 		attributes = append(attributes, errorType.String(a.Verdict.String()))
 	}
 	_, span := tr.Start(ctx, spanName(surface, a.Model), trace.WithSpanKind(trace.SpanKindClient),
-		trace.WithTimestamp(at.start), trace.WithAttributes(attributes...))
+		trace.WithTimestamp(begun), trace.WithAttributes(attributes...))
 	switch a.Verdict {
 	case inference.VerdictOK, inference.VerdictCanceled:
 	default:
 		span.SetStatus(codes.Error, a.Reason)
 	}
-	span.End(trace.WithTimestamp(at.end))
+	span.End(trace.WithTimestamp(begun.Add(a.Duration)))
 }

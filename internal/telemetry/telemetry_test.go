@@ -154,7 +154,7 @@ func newRecord() *inference.Record {
 		Status: 200,
 		Attempts: []inference.Attempt{
 			{Pool: "eu/gpu", Instance: "eu/gpu/a:1", Model: "meta", Verdict: inference.VerdictBusy, Status: 503, Reason: "status", Duration: 10 * time.Millisecond},
-			{Pool: "eu/gpu", Instance: "eu/gpu/b:1", Model: "meta", Status: 200, TTFT: 80 * time.Millisecond, Connect: time.Millisecond, Duration: 900 * time.Millisecond},
+			{Pool: "eu/gpu", Instance: "eu/gpu/b:1", Model: "meta", Status: 200, TTFT: 80 * time.Millisecond, Connect: time.Millisecond, Start: 100 * time.Millisecond, Duration: 900 * time.Millisecond},
 		},
 		Usage: inference.Usage{PromptTokens: 100, CompletionTokens: 50, CachedTokens: 64, ReasoningTokens: 10},
 		TTFT:  110 * time.Millisecond, Duration: time.Second, Upstream: 910 * time.Millisecond, Complete: true,
@@ -299,7 +299,7 @@ func TestHedgeTimes(t *testing.T) {
 	rec := newRecord()
 	rec.Attempts = []inference.Attempt{
 		{Instance: "first", Verdict: inference.VerdictCanceled, Reason: "hedge_lost", Duration: 400 * time.Millisecond},
-		{Instance: "hedge", Hedge: true, TTFT: 100 * time.Millisecond, Duration: 700 * time.Millisecond},
+		{Instance: "hedge", Hedge: true, Start: 300 * time.Millisecond, TTFT: 100 * time.Millisecond, Duration: 700 * time.Millisecond},
 	}
 	ctx, _ := tracing.Start(context.Background(), nil, rec.Request)
 	tracing.Finish(ctx, rec)

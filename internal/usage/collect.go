@@ -14,7 +14,7 @@ import (
 // descs names every metric of the package.
 type descs struct {
 	requestsTotal, ttft, itl, e2e, overhead, tokensTotal *prometheus.Desc
-	attemptsTotal, retriesTotal, hedgesTotal             *prometheus.Desc
+	attemptsTotal, retriesTotal, hedgesTotal, panicTotal *prometheus.Desc
 	linesTotal, linesDropped, lineBytes                  *prometheus.Desc
 	version, status, instanceInFlight, instancePrompt    *prometheus.Desc
 	instanceTTFT, instanceWeight, instanceCapacity       *prometheus.Desc
@@ -39,6 +39,7 @@ func newDescs() descs {
 		attemptsTotal: d("gateway_attempts_total", "Attempts by pool and verdict.", "pool", "verdict"),
 		retriesTotal:  d("gateway_retries_total", "Attempts that followed a failed one, by the pool that got them.", "pool"),
 		hedgesTotal:   d("gateway_hedges_total", "Second attempts in parallel, by what became of them.", "pool", "result"),
+		panicTotal:    d("gateway_panic_picks_total", "Attempts at instances that passive health had taken out, because nothing else was open.", "pool"),
 		linesTotal:    d("usage_log_lines_total", "Lines of the access log written."),
 		linesDropped:  d("usage_log_lines_dropped_total", "Lines of the access log lost: the buffer was full, a write failed, or the log was closed.", "reason"),
 		lineBytes:     d("usage_log_buffer_bytes", "Bytes of the access log that wait to be written."),
@@ -59,7 +60,7 @@ func newDescs() descs {
 // describe sends every name.
 func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		d.requestsTotal, d.ttft, d.itl, d.e2e, d.overhead, d.tokensTotal, d.attemptsTotal, d.retriesTotal, d.hedgesTotal,
+		d.requestsTotal, d.ttft, d.itl, d.e2e, d.overhead, d.tokensTotal, d.attemptsTotal, d.retriesTotal, d.hedgesTotal, d.panicTotal,
 		d.linesTotal, d.linesDropped, d.lineBytes, d.version, d.status, d.instanceInFlight, d.instancePrompt, d.instanceTTFT,
 		d.instanceWeight, d.instanceCapacity, d.poolInFlight, d.poolPrompt, d.poolStatus,
 	} {
@@ -143,6 +144,7 @@ func (d *descs) attempts(e emitter, s *series) {
 			e.count(d.attemptsTotal, &p.verdicts[v], pool, inference.Verdict(v).String())
 		}
 		e.count(d.retriesTotal, &p.retries, pool)
+		e.count(d.panicTotal, &p.panics, pool)
 		for i := range p.hedges {
 			e.count(d.hedgesTotal, &p.hedges[i], pool, hedgeNames[i])
 		}

@@ -128,6 +128,7 @@ const verdicts = int(inference.VerdictCanceled) + 1
 type poolRow struct {
 	verdicts [verdicts]atomic.Uint64
 	retries  atomic.Uint64
+	panics   atomic.Uint64
 	hedges   [hedgeResults]atomic.Uint64
 }
 
@@ -194,6 +195,9 @@ func add(c *atomic.Uint64, n int64) {
 func (s *series) attempt(a *inference.Attempt, retry bool) {
 	p := s.pool(a.Pool)
 	p.verdicts[min(int(a.Verdict), verdicts-1)].Add(1)
+	if a.Panic {
+		p.panics.Add(1)
+	}
 	switch {
 	case a.Hedge:
 		p.hedges[hedgeResult(a)].Add(1)

@@ -114,7 +114,7 @@ func (r *Recorder) Collect(ch chan<- prometheus.Metric) {
 }
 
 // overhead is the part of a request's duration that was not spent waiting for
-// upstreams. Hedges wait in parallel, so the sum may exceed the whole.
+// upstreams.
 func overhead(rec *inference.Record) time.Duration { return max(0, rec.Duration-rec.Upstream) }
 
 // tokens is what a request used. An answer whose server reported nothing is not
