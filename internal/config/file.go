@@ -128,7 +128,9 @@ func (m *Models) UnmarshalYAML(n *yaml.Node) error {
 }
 
 // Instance is one configured instance.
-type Instance struct{ fleet.Target }
+type Instance struct {
+	fleet.Target `yaml:",inline"`
+}
 
 // UnmarshalYAML accepts a URL as well as a mapping.
 func (i *Instance) UnmarshalYAML(n *yaml.Node) error {
