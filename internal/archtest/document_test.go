@@ -9,19 +9,19 @@ import (
 )
 
 // checkPackageDocs finds packages whose doc is missing or stands elsewhere than
-// in doc.go, the file named after the package, or main.go.
+// in doc.go or a file named after the package or its folder.
 func checkPackageDocs(t *tree) (found []finding) {
 	for _, f := range t.folders {
 		files := f.code()
 		if len(files) == 0 {
 			continue
 		}
-		homes := []string{"doc.go", f.name + ".go"}
+		homes := []string{"doc.go", f.name + ".go", path.Base(f.path) + ".go"}
 		documented := slices.ContainsFunc(files, func(s *source) bool {
 			return s.ast.Doc.Text() != "" && slices.Contains(homes, path.Base(s.path))
 		})
 		if !documented {
-			found = append(found, t.at(files[0].ast.Package, "package %s has no doc in %s", f.name, strings.Join(homes, " or ")))
+			found = append(found, t.at(files[0].ast.Package, "package %s has no doc in %s", f.name, strings.Join(slices.Compact(homes), " or ")))
 		}
 	}
 	return found
