@@ -3,6 +3,7 @@ package archtest_test
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,13 +11,13 @@ import (
 )
 
 // commandLine finds the commands in the help of the root.
-var commandLine = regexp.MustCompile(`(?m)^  ([a-z]+) +\S`)
+var commandLine = regexp.MustCompile(`(?m)^  ([a-z-]+) +\S`)
 
 // help runs a command with --help.
 func help(t *testing.T, args ...string) string {
 	t.Helper()
 	var out, problems strings.Builder
-	code := cli.Main(t.Context(), cli.Env{Args: append(args, "--help"), Stdin: strings.NewReader(""), Stdout: &out, Stderr: &problems})
+	code := cli.Main(t.Context(), cli.Env{Args: append(slices.Clone(args), "--help"), Stdin: strings.NewReader(""), Stdout: &out, Stderr: &problems})
 	if code != 0 || problems.Len() > 0 {
 		t.Fatalf("spillway %v --help: exit status %d: %s", args, code, &problems)
 	}
@@ -27,21 +28,27 @@ func help(t *testing.T, args ...string) string {
 func cliPage(t *testing.T) string {
 	t.Helper()
 	t.Setenv("SPILLWAY_API_KEY", "") // a default of a flag
-	top := help(t)
-	_, commands, ok := strings.Cut(top, "Available Commands:\n")
-	if !ok {
-		t.Fatalf("no commands in %s", top)
-	}
-	commands, _, _ = strings.Cut(commands, "\n\n")
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Command line\n\nThe exit status is 0 on success, 1 when the result is bad (an invalid configuration, a missed goal), 2 when a command was called wrongly.\n\n```text\n%s```\n", top)
-	for _, m := range commandLine.FindAllStringSubmatch(commands, -1) {
-		if m[1] == "help" {
-			continue
-		}
-		fmt.Fprintf(&b, "\n## `spillway %s`\n\n```text\n%s```\n", m[1], help(t, m[1]))
-	}
+	b.WriteString("# Command line\n\nThe exit status is 0 on success, 1 when the result is bad (an invalid configuration, a missed goal), 2 when a command was called wrongly.\n")
+	describeCommand(t, &b, nil)
 	return b.String()
+}
+
+// describeCommand writes the help of a command and of those below it.
+func describeCommand(t *testing.T, b *strings.Builder, path []string) {
+	t.Helper()
+	text := help(t, path...)
+	if len(path) > 0 {
+		fmt.Fprintf(b, "\n## `spillway %s`\n", strings.Join(path, " "))
+	}
+	fmt.Fprintf(b, "\n```text\n%s```\n", text)
+	_, commands, _ := strings.Cut(text, "Available Commands:\n")
+	commands, _, _ = strings.Cut(commands, "\n\n")
+	for _, m := range commandLine.FindAllStringSubmatch(commands, -1) {
+		if m[1] != "help" && (len(path) == 0 || path[0] != "completion") { // whose shells say the same
+			describeCommand(t, b, append(slices.Clone(path), m[1]))
+		}
+	}
 }
 
 func TestEveryCommandHasHelp(t *testing.T) {
