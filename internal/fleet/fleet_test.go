@@ -259,7 +259,11 @@ func TestStallOfStreams(t *testing.T) {
 		if status() != fleet.Stalled {
 			t.Fatalf("after 21 gaps: %v", status())
 		}
-		time.Sleep(6 * time.Second)
+		time.Sleep(50 * time.Second)
+		if status() != fleet.Stalled {
+			t.Fatalf("what it has will show life by itself: %v", status())
+		}
+		time.Sleep(10 * time.Second)
 		if status() != fleet.Open {
 			t.Fatalf("one request may test it now: %v", status())
 		}

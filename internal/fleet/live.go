@@ -193,8 +193,8 @@ func (l *Live) status(now, capacity int64) Status {
 	return Open
 }
 
-// stalled notices a stall, and lets one request through every stallRetry while
-// there is no sign of life.
+// stalled notices a stall, and lets one request through every stallRetry, or
+// every stallHeld while others wait there, as long as there is no sign of life.
 func (l *Live) stalled(now int64) bool {
 	at := l.stalledAt.Load()
 	if at == 0 {
@@ -204,7 +204,11 @@ func (l *Live) stalled(now int64) bool {
 		l.stalledAt.CompareAndSwap(0, now)
 		return true
 	}
-	return now-at < int64(stallRetry)
+	wait := int64(stallRetry)
+	if l.pulse.streams.Load()+l.pulse.waiting.Load() > 0 {
+		wait = int64(stallHeld)
+	}
+	return now-at < wait
 }
 
 // alive records a sign of life, which ends a stall.

@@ -10,13 +10,16 @@ import (
 // Constants of the stall rule: an instance is stalled when no token came on any
 // of at least two streams for max(1 s, 20 times their mean gap), or when nothing
 // came at all for 3 times the p99 of its time to first byte while a request
-// waits for one. A stalled instance gets nothing new until it shows life or, as
-// long as it does not, one request every stallRetry.
+// waits for one. A stalled instance gets nothing new until it shows life. What it
+// already has shows that by itself, so a new request tests it only every
+// stallHeld then, the default stream idle time-out; when it has nothing left, one
+// request tests it every stallRetry.
 const (
 	stallFloor  = time.Second
 	stallGaps   = 20
 	stallFirsts = 3
 	stallRetry  = 5 * time.Second
+	stallHeld   = time.Minute
 )
 
 // p99Every is how many answers share one estimate of the p99, which is read at
