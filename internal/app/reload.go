@@ -106,9 +106,13 @@ func (a *App) Reload(context.Context) error {
 	return nil
 }
 
-// settle is how long a file must be quiet before it is read: editors write in
-// several steps.
-const settle = 200 * time.Millisecond
+// settle is how long a directory must be quiet before its files are read: editors
+// write in several steps. maxSettle ends the wait in a directory that is never
+// quiet, as one that holds the access log too.
+const (
+	settle    = 200 * time.Millisecond
+	maxSettle = time.Second
+)
 
 // watch reloads on hangup and when the configuration or keys file changes, until
 // ctx ends. It watches the files' directories, because editors and Kubernetes
@@ -139,6 +143,7 @@ func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 	before := a.fingerprint()
 	quiet := time.NewTimer(time.Hour)
 	quiet.Stop()
+	var latest time.Time // when the files are read in any case; zero is nothing to read
 	for {
 		select {
 		case <-ctx.Done():
@@ -151,10 +156,14 @@ func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 			before = a.fingerprint()
 			follow()
 		case <-w.Events:
-			quiet.Reset(settle)
+			if latest.IsZero() {
+				latest = time.Now().Add(maxSettle)
+			}
+			quiet.Reset(min(settle, time.Until(latest)))
 		case err := <-w.Errors:
 			a.log.Warn("watching files", "component", "config", "err", err)
 		case <-quiet.C:
+			latest = time.Time{}
 			if now := a.fingerprint(); now != before {
 				before = now
 				_ = a.Reload(ctx) // it says itself what became of it
