@@ -1,13 +1,13 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/spillway/spillway/internal/engine"
 )
@@ -29,8 +29,8 @@ X-Engine-Output-Tokens sets an answer's length. POST /faults makes it fail.`,
   curl -d '{"error":{"probability":1,"status":503,"count":10}}' http://127.0.0.1:8000/faults`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if faults != "" {
-				dec := json.NewDecoder(strings.NewReader(faults))
-				dec.DisallowUnknownFields()
+				dec := yaml.NewDecoder(strings.NewReader(faults)) // JSON is YAML, whose decoder knows the keys and durations
+				dec.KnownFields(true)
 				if err := dec.Decode(&cfg.Faults); err != nil {
 					return fmt.Errorf("%w: --faults: %w", errUsage, err)
 				}
