@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -33,7 +34,8 @@ type process struct {
 	}
 }
 
-// start runs the program and waits until it prints a line with the given word.
+// start runs the program and waits until it prints a line with the given word;
+// an empty word is not waited for.
 func (p *process) start(ctx context.Context, ready string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,6 +64,9 @@ func (p *process) start(ctx context.Context, ready string) error {
 		_ = cmd.Wait() // how it ended is the scenario's own doing
 	}()
 	p.mu.cmd, p.mu.done = cmd, done
+	if ready == "" {
+		return nil
+	}
 	timer := time.NewTimer(startTimeout)
 	defer timer.Stop()
 	select {
@@ -120,14 +125,38 @@ func (p *process) stop() {
 	_ = p.kill() // it has ended, or has had its time
 }
 
+// Ports of the scenarios' processes: below those that systems take for outgoing
+// connections (from 32768 on Linux), so that no connection has taken an engine's
+// port by the time it is started again.
+const (
+	lowestPort  = 12000
+	highestPort = 32000
+)
+
 // freeAddr is a loopback address that nobody listens on now.
 func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", lowestPort+rand.IntN(highestPort-lowestPort))
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			return addr, ln.Close()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
+	return "", errors.New("no free port on 127.0.0.1")
+}
+
+// running says whether the process has not ended.
+func (p *process) running() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.cmd == nil {
+		return false
+	}
+	select {
+	case <-p.mu.done:
+		return false
+	default:
+		return true
+	}
 }
 
 // waitReady polls a URL until it answers 200.
