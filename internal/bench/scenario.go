@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -168,6 +169,7 @@ func (r *rig) stop() {
 		r.engines.stop()
 		r.engines = nil
 	}
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // start runs n engines with the given flags, and a gateway whose one pool has
