@@ -46,9 +46,6 @@ func scenario(t *testing.T, name string) bench.Scenario {
 // TestScenarios plays short forms of the scenarios whose verdicts do not hang on
 // how fast the machine is.
 func TestScenarios(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the scenarios take several seconds each")
-	}
 	cases := map[string]struct {
 		opts     bench.Options
 		verdicts int

@@ -77,7 +77,7 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 	}
 	f := c.Flags()
 	if s.Duration > 0 {
-		f.DurationVar(&opts.Duration, "duration", s.Duration, "length of the load")
+		f.DurationVar(&opts.Duration, "duration", s.Duration, "length of each load")
 	}
 	if s.Counted != "" || s.Count > 0 {
 		f.IntVar(&opts.Count, "count", s.Count, "number of "+s.Counted)

@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/spillway/spillway/internal/engine"
 )
@@ -29,9 +27,8 @@ X-Engine-Output-Tokens sets an answer's length. POST /faults makes it fail.`,
   curl -d '{"error":{"probability":1,"status":503,"count":10}}' http://127.0.0.1:8000/faults`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if faults != "" {
-				dec := yaml.NewDecoder(strings.NewReader(faults)) // JSON is YAML, whose decoder knows the keys and durations
-				dec.KnownFields(true)
-				if err := dec.Decode(&cfg.Faults); err != nil {
+				var err error
+				if cfg.Faults, err = engine.ParseFaults([]byte(faults)); err != nil {
 					return fmt.Errorf("%w: --faults: %w", errUsage, err)
 				}
 			}

@@ -37,7 +37,7 @@ func (e *Engine) setFaults(w http.ResponseWriter, r *http.Request) {
 		invalid("", "read faults: "+err.Error()).write(w, "")
 		return
 	}
-	faults, err := parseFaults(body)
+	faults, err := ParseFaults(body)
 	if err != nil {
 		invalid("", err.Error()).write(w, "")
 		return
@@ -47,8 +47,9 @@ func (e *Engine) setFaults(w http.ResponseWriter, r *http.Request) {
 	e.showFaults(w, r)
 }
 
-// parseFaults reads JSON through the YAML decoder, which knows durations, the configuration's keys and duplicates.
-func parseFaults(body []byte) (Faults, error) {
+// ParseFaults reads faults from JSON with the configuration's keys, durations written "200ms", and returns every mistake.
+// The YAML decoder knows both, and duplicates.
+func ParseFaults(body []byte) (Faults, error) {
 	var f Faults
 	if !json.Valid(body) {
 		return f, errors.New("faults must be a JSON object")
