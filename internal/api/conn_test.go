@@ -37,17 +37,20 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 		case 2:
 			all.WriteString("GET /v1/nothing HTTP/1.1\r\nHost: x\r\n\r\n")
 		case 3:
-			all.WriteString(chunked(fmt.Sprintf(`{"model":"m","user":"u%d","messages":[{}]}`, i), 10))
+			all.WriteString("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
 		}
 	}
-	c.send(all.String())
+	c.send(all.String() + chunked(`{"model":"m","user":"last","messages":[{}]}`, 10))
 	for i := range 20 {
 		a := c.receive("POST")
 		if i%4 == 2 {
 			a.refused(t, 404, inference.CodeNotFound)
-		} else if want := fmt.Sprint("u", i); a.StatusCode != 200 || a.body != want {
+		} else if want := map[bool]string{true: "probe", false: fmt.Sprint("u", i)}[i%4 == 3]; a.StatusCode != 200 || a.body != want {
 			t.Errorf("answer %d: got %d %q, want %q", i, a.StatusCode, a.body, want)
 		}
+	}
+	if a := c.receive("POST"); a.body != "last" {
+		t.Errorf("got %d %q", a.StatusCode, a.body)
 	}
 	c.Close()
 	r.idle()

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -28,6 +29,23 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// frontVariable names the environment variable that chooses the front for a run
+// of the tests.
+const frontVariable = "SPILLWAY_TEST_FRONT"
+
+// TestTheOtherFront runs all other tests again with net/http for every request:
+// clients cannot tell the fronts apart.
+func TestTheOtherFront(t *testing.T) {
+	if os.Getenv(frontVariable) != "" {
+		t.Skip("this is the other front")
+	}
+	c := exec.CommandContext(t.Context(), os.Args[0], "-test.skip=^(TestTheOtherFront|Fuzz.*)$")
+	c.Env = append(os.Environ(), frontVariable+"="+api.FrontNetHTTP)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
 
 // rig is a server on a loopback port over a scripted gateway.
 type rig struct {
@@ -90,6 +108,9 @@ func newRig(t *testing.T, change func(*api.Config), serve api.Serve) *rig {
 	t.Helper()
 	cfg := api.Default()
 	cfg.Listen, cfg.DrainTimeout = "127.0.0.1:0", 5*time.Second
+	if front := os.Getenv(frontVariable); front != "" {
+		cfg.Front = front
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -152,9 +173,7 @@ func newRig(t *testing.T, change func(*api.Config), serve api.Serve) *rig {
 		if err := r.wait(); err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		if n := r.server.Buffered(); n != 0 {
-			t.Errorf("%d bytes of bodies are left", n)
-		}
+		testkit.Eventually(t, "no body is left", func() bool { return r.server.Buffered() == 0 })
 	})
 	return r
 }

@@ -97,17 +97,6 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	r.idle()
 }
 
-// RFC 9110, section 15.5.6: a 405 must say which methods there are.
-func TestWrongMethodNamesTheRightOne(t *testing.T) {
-	r := newRig(t, nil, nil)
-	if a := r.ask("GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n"); a.Header.Get("Allow") != "POST" {
-		t.Errorf("Allow: %q, want POST", a.Header.Get("Allow"))
-	}
-	if a := r.ask(post("/v1/models", "{}")); !strings.Contains(a.Header.Get("Allow"), "GET") {
-		t.Errorf("Allow: %q, want GET", a.Header.Get("Allow"))
-	}
-}
-
 func TestHead(t *testing.T) {
 	r := newRig(t, nil, nil)
 	c := r.dial()
