@@ -12,11 +12,18 @@ import (
 	"github.com/spillway/spillway/internal/inference"
 )
 
-// smallBody is the size of the pooled buffers for request bodies, in bytes.
-const smallBody = 16 << 10
+// Sizes of the pooled buffers for request bodies, in bytes. A body is held as long
+// as its request runs, so a short one does not get a large buffer.
+const (
+	shortBody = 2 << 10
+	smallBody = 16 << 10
+)
 
-// bodies holds buffers for small bodies.
-var bodies = sync.Pool{New: func() any { b := make([]byte, 0, smallBody); return &b }}
+// shortBodies and smallBodies hold those buffers.
+var (
+	shortBodies = sync.Pool{New: func() any { b := make([]byte, 0, shortBody); return &b }}
+	smallBodies = sync.Pool{New: func() any { b := make([]byte, 0, smallBody); return &b }}
+)
 
 // memory bounds the bytes of all bodies in memory.
 type memory struct {
@@ -37,18 +44,29 @@ type heldBody struct {
 	bytes    []byte
 	reserved int64
 	mem      *memory
-	pooled   bool
+	pool     *sync.Pool // where bytes came from; nil is the heap
 }
 
 // release gives the memory back.
 func (b *heldBody) release() {
 	b.mem.used.Add(-b.reserved)
 	b.reserved = 0
-	if b.pooled && cap(b.bytes) == smallBody {
+	if b.pool != nil {
 		buf := b.bytes[:0]
-		bodies.Put(&buf)
+		b.pool.Put(&buf)
 	}
-	b.bytes = nil
+	b.bytes, b.pool = nil, nil
+}
+
+// allocate gets an empty buffer for size bytes, at most smallBody.
+func (b *heldBody) allocate(size int64) {
+	switch {
+	case size <= shortBody:
+		b.pool = &shortBodies
+	default:
+		b.pool = &smallBodies
+	}
+	b.bytes = (*b.pool.Get().(*[]byte))[:0]
 }
 
 // reserve makes sure that size bytes are counted.
@@ -74,21 +92,15 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, cfg *Config) (
 	if err := rc.SetReadDeadline(time.Now().Add(cfg.ReadBodyTimeout)); err != nil {
 		return b, broken(err)
 	}
-	size := max(r.ContentLength, smallBody)
-	if !b.reserve(size, cfg.MaxBuffered) {
-		return b, noMemory()
-	}
-	if size <= smallBody {
-		b.bytes, b.pooled = (*bodies.Get().(*[]byte))[:0], true
-	} else {
-		b.bytes = make([]byte, 0, size)
+	if err := b.begin(r.ContentLength, cfg); err != nil {
+		return b, err
 	}
 	for {
 		if len(b.bytes) == cap(b.bytes) {
 			if int64(len(b.bytes)) == r.ContentLength {
 				break
 			}
-			if err := b.grow(cfg); err != nil {
+			if err := b.grow(r.ContentLength, cfg); err != nil {
 				return b, err
 			}
 		}
@@ -110,15 +122,38 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, cfg *Config) (
 	return b, nil
 }
 
-// grow doubles the buffer of a body whose length was not announced.
-func (b *heldBody) grow(cfg *Config) error {
-	next := min(2*int64(cap(b.bytes)), cfg.MaxBody+1)
+// begin gets the first buffer of a body with the announced length, or -1. A length
+// costs a client nothing to announce, so memory is taken as bytes arrive.
+func (b *heldBody) begin(announced int64, cfg *Config) error {
+	size := int64(smallBody)
+	if announced >= 0 {
+		size = min(announced, smallBody)
+	}
+	if !b.reserve(max(size, shortBody), cfg.MaxBuffered) {
+		return noMemory()
+	}
+	b.allocate(size)
+	return nil
+}
+
+// grow makes a full buffer larger, at most to the announced length or, without
+// one, to where the body is too large.
+func (b *heldBody) grow(announced int64, cfg *Config) error {
+	limit := cfg.MaxBody + 1
+	if announced >= 0 {
+		limit = announced
+	}
+	next := min(4*int64(cap(b.bytes)), limit)
 	if !b.reserve(next, cfg.MaxBuffered) {
 		return noMemory()
 	}
-	bigger := make([]byte, len(b.bytes), next)
-	copy(bigger, b.bytes)
-	b.bytes, b.pooled = bigger, false
+	bigger := append(make([]byte, 0, next), b.bytes...)
+	if b.pool != nil {
+		old := b.bytes[:0]
+		b.pool.Put(&old)
+		b.pool = nil
+	}
+	b.bytes = bigger
 	return nil
 }
 

@@ -42,6 +42,11 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	cfg := s.cfg.Load()
 	req := &inference.Request{ID: requestID(r.Header), Received: received, Header: r.Header, RawQuery: r.URL.RawQuery}
 	rw.Header()["X-Request-Id"] = []string{req.ID}
+	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+		// A length beside the coding is gone by now. A connection on which somebody
+		// else may have counted differently is not used again.
+		rw.Header().Set("Connection", "close")
+	}
 	w := &writer{w: rw.(conn), req: req, stall: cfg.WriteStallTimeout, armed: received}
 	_ = w.w.SetWriteDeadline(received.Add(w.stall)) // where it cannot be set, Write says so
 	if s.serveRequest(w, r, cfg) {
@@ -57,6 +62,9 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 	switch {
 	case ok:
 		w.req.Surface = surface
+		if r.Method != http.MethodPost {
+			w.w.Header().Set("Allow", http.MethodPost)
+		}
 	case path == "/models" || strings.HasPrefix(path, "/models/"):
 		return s.serveModels(w, r, strings.TrimPrefix(path[len("/models"):], "/"))
 	case cfg.Probes && s.parts.Probes != nil && (r.URL.Path == "/livez" || r.URL.Path == "/readyz"):
@@ -112,7 +120,7 @@ func (s *Server) checkHead(req *inference.Request, method string, peer netip.Add
 	if method != http.MethodPost {
 		return inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use POST", method)
 	}
-	if len(req.Header) > maxFields {
+	if fields(req.Header) > maxFields {
 		return inference.Errorf(inference.CodeHeadTooLarge, "the request has more than %d header fields", maxFields)
 	}
 	if s.stopping.Load() {
@@ -134,6 +142,14 @@ func (s *Server) checkHead(req *inference.Request, method string, peer netip.Add
 		return inference.Errorf(inference.CodeUnsupportedMedia, "content encoding %q is not supported", ce)
 	}
 	return nil
+}
+
+// fields is the number of header fields.
+func fields(h http.Header) (n int) {
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
 }
 
 // parse completes the request from its body.
@@ -184,6 +200,7 @@ func (s *Server) refuseUnread(w *writer, r *http.Request, err error, cfg *Config
 // serveModels answers GET /v1/models and GET /v1/models/{id}.
 func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.w.Header().Set("Allow", "GET, HEAD")
 		s.fail(w, inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use GET", r.Method))
 		return w.aborted
 	}

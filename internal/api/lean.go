@@ -31,6 +31,7 @@ type lean struct {
 	server  *Server
 	hangups *hangups
 	handoff *handoff
+	clock   clock
 	wg      sync.WaitGroup
 
 	mu struct {
@@ -65,7 +66,9 @@ func (l *lean) serve(ln net.Listener) error {
 		}
 		tc, ok := nc.(*net.TCPConn)
 		if !ok {
-			l.handoff.give(nc, nil)
+			if !l.handoff.give(nc) {
+				nc.Close()
+			}
 			continue
 		}
 		c := &leanConn{lean: l, nc: tc}
@@ -301,10 +304,10 @@ func (c *leanConn) next(raw syscall.RawConn, ready func(uintptr) bool) (handed, 
 		}
 		h, state = parseLean(c.buf[c.r:c.w], c.header)
 	}
-	if state != leanWhole {
-		return c.hand(), false
+	if state == leanWhole {
+		return c.request(h, received)
 	}
-	return c.request(h, received)
+	return c.hand(), false
 }
 
 // more reads more of a request into the buffer, no later than until.
@@ -334,8 +337,9 @@ func (c *leanConn) readUntil(p []byte, until time.Time) (int, error) {
 // hand gives the connection to net/http with what was read of the request.
 func (c *leanConn) hand() bool {
 	_ = c.nc.SetDeadline(time.Time{}) // net/http sets its own
-	rest := append([]byte(nil), c.buf[c.r:c.w]...)
-	return c.lean.handoff.give(c.nc, rest)
+	f := &frontConn{Conn: c.nc, server: c.lean.server, prefix: append([]byte(nil), c.buf[c.r:c.w]...)}
+	f.plain.Store(true)
+	return c.lean.handoff.give(f)
 }
 
 // request answers a request whose head was understood.
@@ -344,28 +348,33 @@ func (c *leanConn) request(h leanHead, received time.Time) (handed, again bool) 
 	cfg := s.cfg.Load()
 	req := &inference.Request{ID: requestID(c.header), Surface: h.surface, Received: received, Header: c.header, RawQuery: h.query}
 	body := heldBody{mem: &s.memory}
-	if h.length > cfg.MaxBody || s.checkHead(req, http.MethodPost, c.peer) != nil || !body.reserve(max(h.length, smallBody), cfg.MaxBuffered) {
+	if h.length > cfg.MaxBody || s.checkHead(req, http.MethodPost, c.peer) != nil || body.begin(h.length, cfg) != nil {
+		body.release()
 		return c.hand(), false // what refuses unread bodies is net/http's side
 	}
 	defer body.release()
 	c.r += h.size
 	c.res.reset(c)
+	c.res.close = h.close
 	c.res.header["X-Request-Id"] = []string{req.ID}
 	w := &writer{w: &c.res, req: req, stall: cfg.WriteStallTimeout, armed: received}
 	if c.write.set(received.Add(w.stall), c.nc.SetWriteDeadline) != nil {
 		return false, false
 	}
-	if err := c.readBody(&body, h.length, received.Add(cfg.ReadBodyTimeout)); err != nil {
+	if err := c.readBody(&body, h.length, received, cfg); err != nil {
 		c.res.close = true
-		s.fail(w, broken(err))
+		s.fail(w, err)
 		_ = c.res.finish() // the connection ends in any case
 		return false, false
+	}
+	if c.r == c.w {
+		c.release() // nothing is left to read until the answer has ended
 	}
 	c.answer(w, body.bytes)
 	if w.aborted || c.res.finish() != nil {
 		return false, false
 	}
-	return false, !h.close && !c.res.close && !c.gone.Load()
+	return false, !c.res.close && !c.gone.Load()
 }
 
 // answer runs the request with a context that ends when the client leaves.
@@ -384,21 +393,22 @@ func (c *leanConn) answer(w *writer, body []byte) {
 }
 
 // readBody reads a body of known length, the first part of which may be in the
-// buffer already.
-func (c *leanConn) readBody(b *heldBody, length int64, until time.Time) error {
-	if length <= smallBody {
-		b.bytes, b.pooled = (*bodies.Get().(*[]byte))[:0], true
-	} else {
-		b.bytes = make([]byte, 0, length)
-	}
-	n := min(int64(c.w-c.r), length)
+// buffer already. The error is an *inference.Error.
+func (c *leanConn) readBody(b *heldBody, length int64, received time.Time, cfg *Config) error {
+	n := min(int64(c.w-c.r), length, int64(cap(b.bytes)))
 	b.bytes = append(b.bytes, c.buf[c.r:c.r+int(n)]...)
 	c.r += int(n)
+	until := received.Add(cfg.ReadBodyTimeout)
 	for int64(len(b.bytes)) < length {
-		n, err := c.readUntil(b.bytes[len(b.bytes):length], until)
+		if len(b.bytes) == cap(b.bytes) {
+			if err := b.grow(length, cfg); err != nil {
+				return err
+			}
+		}
+		n, err := c.readUntil(b.bytes[len(b.bytes):min(int64(cap(b.bytes)), length)], until)
 		b.bytes = b.bytes[:len(b.bytes)+n]
 		if err != nil {
-			return err
+			return broken(err)
 		}
 	}
 	return nil
@@ -417,11 +427,8 @@ func newHandoff(addr net.Addr) *handoff {
 	return &handoff{addr: addr, conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
-// give hands a connection over with the bytes that were read from it. It returns
-// false when nobody takes it any more.
-func (h *handoff) give(nc net.Conn, read []byte) bool {
-	c := &frontConn{Conn: nc, prefix: read}
-	c.plain.Store(true)
+// give hands a connection over. It returns false when nobody takes it any more.
+func (h *handoff) give(c net.Conn) bool {
 	select {
 	case h.conns <- c:
 		return true

@@ -59,7 +59,7 @@ func parseLean(raw []byte, h http.Header) (leanHead, leanState) {
 	if head.surface, ok = routes[strings.TrimPrefix(path, "/v1")]; !ok || !visible(target) {
 		return leanHead{}, leanOther
 	}
-	if !head.fields(rest, h) || len(h["Host"]) != 1 || h["Host"][0] == "" || head.length < 0 {
+	if !head.fields(rest, h) || len(h["Host"]) != 1 || h["Host"][0] == "" || !visible(h["Host"][0]) || head.length < 0 {
 		return leanHead{}, leanOther
 	}
 	delete(h, "Host")
@@ -198,4 +198,78 @@ func visible(s string) bool {
 		}
 	}
 	return true
+}
+
+// badHead says why a whole head must not be answered by anybody, or "" when
+// net/http may have it. It refuses what net/http accepts but another server on
+// the way may read differently: bare line ends, folded lines, a length beside a
+// transfer coding. What is not whole yet is net/http's.
+func badHead(raw []byte) string {
+	end := bytes.Index(raw, []byte("\n\r\n"))
+	if lf := bytes.Index(raw, []byte("\n\n")); lf >= 0 && (end < 0 || lf < end) {
+		return "a line ends in a bare line feed"
+	}
+	if end < 0 || bytes.HasPrefix(raw, []byte("PRI * HTTP/2")) {
+		return ""
+	}
+	first, rest, _ := strings.Cut(string(raw[:end+1]), "\n")
+	if !strings.HasSuffix(first, "\r") {
+		return "a line ends in a bare line feed"
+	}
+	var f framingFields
+	for rest != "" {
+		line, after, _ := strings.Cut(rest, "\n")
+		rest = after
+		if reason := f.read(line); reason != "" {
+			return reason
+		}
+	}
+	return f.judge(strings.HasSuffix(first, " HTTP/1.1\r"))
+}
+
+// framingFields counts the fields that say where a request ends and for whom it
+// is.
+type framingFields struct{ lengths, codings, hosts int }
+
+// read notes one line of a head, or says what is wrong with it.
+func (f *framingFields) read(line string) string {
+	line, ok := strings.CutSuffix(line, "\r")
+	name, value, colon := strings.Cut(line, ":")
+	switch {
+	case !ok:
+		return "a line ends in a bare line feed"
+	case line != "" && (line[0] == ' ' || line[0] == '\t'):
+		return "a header field is folded"
+	case !colon || !token(name):
+		return "a header field has no proper name"
+	case !fieldValue(value):
+		return "a header field holds a control byte"
+	}
+	switch textproto.CanonicalMIMEHeaderKey(name) {
+	case "Content-Length":
+		f.lengths++
+	case "Transfer-Encoding":
+		f.codings++
+	case "Host":
+		f.hosts++
+		if !visible(strings.Trim(value, " \t")) {
+			return "the Host field is malformed"
+		}
+	}
+	return ""
+}
+
+// judge says what is wrong with the fields together.
+func (f *framingFields) judge(http11 bool) string {
+	switch {
+	case f.lengths > 1:
+		return "there is more than one Content-Length"
+	case f.lengths > 0 && f.codings > 0:
+		return "there is both a Content-Length and a Transfer-Encoding"
+	case f.codings > 0 && !http11:
+		return "Transfer-Encoding needs HTTP/1.1"
+	case f.hosts != 1 && http11:
+		return "there must be one Host field"
+	}
+	return ""
 }

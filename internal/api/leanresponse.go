@@ -48,11 +48,10 @@ func (r *leanResponse) WriteHeader(status int) {
 		return
 	}
 	r.begun = true
-	r.out = (*outs.Get().(*[]byte))[:0]
-	b := append(r.out, "HTTP/1.1 "...)
+	b := append(r.buffer(), "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(status), 10)
 	b = append(append(append(b, ' '), statusText(status)...), "\r\nDate: "...)
-	b = append(append(b, httpDate()...), "\r\n"...)
+	b = append(append(b, r.c.lean.clock.date()...), "\r\n"...)
 	lengths := r.header["Content-Length"]
 	r.chunked = len(lengths) == 0
 	if !r.chunked {
@@ -92,13 +91,13 @@ func (r *leanResponse) Write(p []byte) (int, error) {
 		}
 	}
 	if r.chunked {
-		r.out = append(strconv.AppendInt(r.out, int64(len(p)), 16), "\r\n"...)
+		r.out = append(strconv.AppendInt(r.buffer(), int64(len(p)), 16), "\r\n"...)
 	}
 	if err := r.add(p); err != nil {
 		return 0, err
 	}
 	if r.chunked {
-		r.out = append(r.out, "\r\n"...)
+		r.out = append(r.buffer(), "\r\n"...)
 	}
 	return len(p), nil
 }
@@ -113,8 +112,16 @@ func (r *leanResponse) add(p []byte) error {
 			return r.send(p)
 		}
 	}
-	r.out = append(r.out, p...)
+	r.out = append(r.buffer(), p...)
 	return nil
+}
+
+// buffer returns the output buffer: between two flushes of a stream there is none.
+func (r *leanResponse) buffer() []byte {
+	if r.out == nil {
+		r.out = (*outs.Get().(*[]byte))[:0]
+	}
+	return r.out
 }
 
 // FlushError implements what http.ResponseController calls.
@@ -125,13 +132,17 @@ func (r *leanResponse) FlushError() error {
 	return r.flush()
 }
 
-// flush writes the buffer out.
+// flush writes the buffer out and gives it back.
 func (r *leanResponse) flush() error {
 	if len(r.out) == 0 {
 		return nil
 	}
 	err := r.send(r.out)
-	r.out = r.out[:0]
+	if cap(r.out) <= 2*outSize {
+		b := r.out[:0]
+		outs.Put(&b)
+	}
+	r.out = nil
 	return err
 }
 
@@ -163,15 +174,9 @@ func (r *leanResponse) finish() error {
 		return errUnfinished
 	}
 	if r.chunked {
-		r.out = append(r.out, "0\r\n\r\n"...)
+		r.out = append(r.buffer(), "0\r\n\r\n"...)
 	}
-	err := r.flush()
-	if cap(r.out) >= outSize && cap(r.out) <= 2*outSize {
-		b := r.out[:0]
-		outs.Put(&b)
-	}
-	r.out = nil
-	return err
+	return r.flush()
 }
 
 // dateOf is the Date field's value of one second.
@@ -180,16 +185,16 @@ type dateOf struct {
 	text   string
 }
 
-// lastDate is the newest Date value: all answers of a second share it.
-var lastDate atomic.Pointer[dateOf]
+// clock makes Date values: all answers of a second share one.
+type clock struct{ last atomic.Pointer[dateOf] }
 
-// httpDate is the value of the Date field now.
-func httpDate() string {
+// date is the value of the Date field now.
+func (k *clock) date() string {
 	now := time.Now()
-	if d := lastDate.Load(); d != nil && d.second == now.Unix() {
+	if d := k.last.Load(); d != nil && d.second == now.Unix() {
 		return d.text
 	}
 	d := &dateOf{now.Unix(), now.UTC().Format(http.TimeFormat)}
-	lastDate.Store(d)
+	k.last.Store(d)
 	return d.text
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -147,7 +148,7 @@ func (s *Server) Run(ctx context.Context, main net.Listener, probes net.Listener
 // front decides who reads the main listener's connections, and returns the
 // listener of net/http.
 func (s *Server) front(main net.Listener, cfg *Config) (net.Listener, error) {
-	front := &frontListener{Listener: main, plain: cfg.TLSCertFile == ""}
+	front := &frontListener{Listener: main, server: s, plain: cfg.TLSCertFile == "", patience: cfg.ReadHeaderTimeout}
 	if cfg.ProxyProtocol {
 		front.proxies = *s.proxies.Load()
 	}
@@ -192,13 +193,13 @@ func (s *Server) drain() {
 
 // finish waits for the requests in progress, no longer than ctx.
 func (s *Server) finish(ctx context.Context) error {
-	if s.lean != nil {
-		s.lean.stop()
-		if err := s.lean.wait(ctx); err != nil {
-			return err
-		}
+	if s.lean == nil {
+		return s.http.Shutdown(ctx)
 	}
-	return s.http.Shutdown(ctx)
+	s.lean.stop()
+	shut := make(chan error, 1)
+	go func() { shut <- s.http.Shutdown(ctx) }() // ends with ctx at the latest
+	return errors.Join(s.lean.wait(ctx), <-shut)
 }
 
 // end closes every connection.

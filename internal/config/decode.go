@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -86,10 +87,35 @@ func parse(file string, data []byte) (*document, Mistakes) {
 		}
 		return nil, Mistakes{{File: file, Line: root.Line, Text: "the file must be a mapping of sections"}}
 	}
+	if n := loop(root, make(map[*yaml.Node]bool)); n != nil {
+		return nil, Mistakes{{File: file, Line: n.Line, Text: fmt.Sprintf("the anchor %q contains itself", n.Value)}}
+	}
 	d.root = root
 	var mistakes Mistakes
 	d.expand(root, "", &mistakes)
 	return d, mistakes
+}
+
+// loop returns an alias below n that stands inside what it stands for, or nil.
+// open has the nodes on the way to n as true, and those that are done as false.
+func loop(n *yaml.Node, open map[*yaml.Node]bool) *yaml.Node {
+	open[n] = true
+	for _, c := range append(n.Content[:len(n.Content):len(n.Content)], n.Alias) {
+		if c == nil {
+			continue
+		}
+		inside, seen := open[c]
+		if inside {
+			return n
+		}
+		if !seen {
+			if found := loop(c, open); found != nil {
+				return found
+			}
+		}
+	}
+	open[n] = false
+	return nil
 }
 
 // yamlLine finds the line number in an error of the YAML package.
@@ -100,7 +126,7 @@ func (d *document) syntax(err error) Mistake {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	line := 0
 	if m := yamlLine.FindStringSubmatchIndex(text); m != nil {
-		fmt.Sscan(text[m[2]:m[3]], &line)
+		line, _ = strconv.Atoi(text[m[2]:m[3]]) // digits, by the expression
 		text = text[:m[0]] + text[m[1]:]
 	}
 	return Mistake{File: d.file, Line: line, Text: strings.TrimSpace(text)}
@@ -169,6 +195,12 @@ func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *M
 		fields := fieldsOf(t)
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key := n.Content[i]
+			if key.Tag == mergeTag {
+				for _, from := range merged(n.Content[i+1]) {
+					d.strict(from, t, path, mistakes)
+				}
+				continue
+			}
 			f, ok := fields[key.Value]
 			if !ok {
 				*mistakes = append(*mistakes, Mistake{d.file, key.Line, join(path, key.Value), unknownKey(key.Value, fields)})
@@ -177,6 +209,20 @@ func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *M
 			d.strict(n.Content[i+1], f, join(path, key.Value), mistakes)
 		}
 	}
+}
+
+// mergeTag marks the key << of a mapping.
+const mergeTag = "!!merge"
+
+// merged returns the mappings that the value of << brings in.
+func merged(n *yaml.Node) []*yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Kind == yaml.SequenceNode {
+		return n.Content
+	}
+	return []*yaml.Node{n}
 }
 
 // unknownKey words an unknown key.
@@ -238,29 +284,37 @@ func (d *document) at(path string) (n *yaml.Node, exact bool) {
 	if n == nil {
 		return nil, false
 	}
-	for _, part := range splitPath(path) {
-		next := child(n, part)
+	for path != "" {
+		next, rest := step(n, path)
 		if next == nil {
 			return n, false
 		}
-		n = next
+		n, path = next, rest
 	}
 	return n, true
 }
 
-// splitPath splits "a.b[2].c" into a, b, [2], c.
-func splitPath(path string) []string {
-	return strings.FieldsFunc(strings.ReplaceAll(path, "[", ".["), func(r rune) bool { return r == '.' })
+// step goes one key or index down from n and returns what is left of the path.
+// A key may have dots and brackets of its own, as the names of models do, so the
+// longest that exists is taken.
+func step(n *yaml.Node, path string) (next *yaml.Node, rest string) {
+	for end := len(path); end > 0; end = strings.LastIndexAny(path[:end], ".[") {
+		if next = child(n, path[:end]); next != nil {
+			return next, strings.TrimPrefix(path[end:], ".")
+		}
+	}
+	return nil, path
 }
 
-// child finds a member of a mapping or an element of a sequence.
+// child finds a member of a mapping, its merged ones included, or an element of
+// a sequence.
 func child(n *yaml.Node, part string) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	if strings.HasPrefix(part, "[") {
-		var i int
-		if _, err := fmt.Sscanf(part, "[%d]", &i); err != nil || n.Kind != yaml.SequenceNode || i >= len(n.Content) {
+	if n.Kind == yaml.SequenceNode {
+		i, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(part, "["), "]"))
+		if err != nil || part[0] != '[' || i < 0 || i >= len(n.Content) {
 			return nil
 		}
 		return n.Content[i]
@@ -268,9 +322,18 @@ func child(n *yaml.Node, part string) *yaml.Node {
 	if n.Kind != yaml.MappingNode {
 		return nil
 	}
+	var from []*yaml.Node
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == part {
+		switch key := n.Content[i]; {
+		case key.Tag == mergeTag:
+			from = append(from, merged(n.Content[i+1])...)
+		case key.Value == part:
 			return n.Content[i+1]
+		}
+	}
+	for _, m := range from {
+		if found := child(m, part); found != nil {
+			return found
 		}
 	}
 	return nil
@@ -289,7 +352,7 @@ func (d *document) mistake(prefix string, err error) Mistake {
 }
 
 // keyPath matches what a Validate puts before its first colon.
-var keyPath = regexp.MustCompile(`^[a-z0-9_]+(\[\d+\])?(\.[A-Za-z0-9_/-]+(\[\d+\])?)*$`)
+var keyPath = regexp.MustCompile(`^[a-z0-9_]+(\[\d+\])?(\.[A-Za-z0-9_/:@+-]+(\[\d+\])?)*$`)
 
 // split takes a joined error apart.
 func split(err error) []error {

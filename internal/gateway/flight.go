@@ -113,7 +113,7 @@ func (f *flight) passOn(failure *inference.Failure) {
 	head := *failure.Head
 	head.Length = int64(len(failure.Body))
 	if f.head(&head) == nil {
-		f.send(failure.Body, true)
+		_ = f.send(failure.Body, true) // a client that left misses nothing else
 	}
 }
 
@@ -180,9 +180,11 @@ func (f *flight) waitUntil(hedge time.Time) time.Time {
 }
 
 // streamHead is how a stream begins that has to begin before its upstream does.
-var streamHead = inference.Head{
-	Status: 200, Length: -1, Stream: true,
-	Fields: []inference.HeaderField{{Name: "Content-Type", Value: "text/event-stream; charset=utf-8"}},
+func streamHead() *inference.Head {
+	return &inference.Head{
+		Status: 200, Length: -1, Stream: true,
+		Fields: []inference.HeaderField{{Name: "Content-Type", Value: "text/event-stream; charset=utf-8"}},
+	}
 }
 
 // keepAlive sends a comment when one is due. It stands between events because
@@ -192,7 +194,7 @@ func (f *flight) keepAlive(now time.Time) error {
 		return nil
 	}
 	f.comment = now.Add(f.set.KeepAlive.Interval)
-	if err := f.head(&streamHead); err != nil {
+	if err := f.head(streamHead()); err != nil {
 		return err
 	}
 	return f.send(f.set.comments[f.req.Surface], true)
@@ -279,11 +281,10 @@ func (f *flight) relayBody(a *attempt) error {
 		return io.EOF
 	}
 	a.held = nil
-	buf := takeHeld()
-	defer func() { putHeld(buf) }()
+	buf := make([]byte, 0, pieceSize)
 	for {
 		var err error
-		buf, err = a.answer.Body(f.req.Deadline, buf[:0], heldSize)
+		buf, err = a.answer.Body(f.req.Deadline, buf[:0], pieceSize)
 		if len(buf) > 0 {
 			if werr := f.send(buf, true); werr != nil {
 				return f.gone(werr)
@@ -314,7 +315,11 @@ func (f *flight) cut(err error) {
 }
 
 // heldSize is the size of the buffers in which an answer's beginning is held.
-const heldSize = 16 << 10
+const heldSize = 4 << 10
+
+// pieceSize is the size of the pieces in which an answer too large to hold is
+// passed on, in bytes.
+const pieceSize = 32 << 10
 
 // heldBuffers holds those buffers.
 var heldBuffers = sync.Pool{New: func() any { b := make([]byte, 0, heldSize); return &b }}

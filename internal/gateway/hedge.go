@@ -70,7 +70,7 @@ func (f *flight) race(first, second *attempt) (*attempt, error) {
 	for pending := 2; pending > 0; {
 		o, err := f.nextOutcome(results)
 		if err != nil { // the client is gone: both are told, both come back
-			f.gone(err)
+			_ = f.gone(err) // what it does matters here: it cancels
 			continue
 		}
 		pending--
