@@ -44,29 +44,36 @@ type heldBody struct {
 	bytes    []byte
 	reserved int64
 	mem      *memory
-	pool     *sync.Pool // where bytes came from; nil is the heap
+	pooled   bool // bytes came from one of the pools
 }
 
 // release gives the memory back.
 func (b *heldBody) release() {
 	b.mem.used.Add(-b.reserved)
 	b.reserved = 0
-	if b.pool != nil {
-		buf := b.bytes[:0]
-		b.pool.Put(&buf)
+	b.recycle()
+}
+
+// recycle gives the buffer back to the pool that it came from.
+func (b *heldBody) recycle() {
+	buf := b.bytes[:0]
+	switch {
+	case b.pooled && cap(buf) == shortBody:
+		shortBodies.Put(&buf)
+	case b.pooled && cap(buf) == smallBody:
+		smallBodies.Put(&buf)
 	}
-	b.bytes, b.pool = nil, nil
+	b.bytes, b.pooled = nil, false
 }
 
 // allocate gets an empty buffer for size bytes, at most smallBody.
 func (b *heldBody) allocate(size int64) {
-	switch {
-	case size <= shortBody:
-		b.pool = &shortBodies
-	default:
-		b.pool = &smallBodies
+	b.pooled = true
+	if size <= shortBody {
+		b.bytes = (*shortBodies.Get().(*[]byte))[:0]
+		return
 	}
-	b.bytes = (*b.pool.Get().(*[]byte))[:0]
+	b.bytes = (*smallBodies.Get().(*[]byte))[:0]
 }
 
 // reserve makes sure that size bytes are counted.
@@ -148,11 +155,7 @@ func (b *heldBody) grow(announced int64, cfg *Config) error {
 		return noMemory()
 	}
 	bigger := append(make([]byte, 0, next), b.bytes...)
-	if b.pool != nil {
-		old := b.bytes[:0]
-		b.pool.Put(&old)
-		b.pool = nil
-	}
+	b.recycle()
 	b.bytes = bigger
 	return nil
 }

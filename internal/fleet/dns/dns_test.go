@@ -18,6 +18,7 @@ import (
 
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/fleet/dns"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -232,9 +233,7 @@ func TestAddressesFollowTheTimeToLive(t *testing.T) {
 	expect(t, got, fleet.Target{URL: "http://10.0.0.1:8000"}, fleet.Target{URL: "http://10.0.0.2:8000"}, fleet.Target{URL: "http://[fd00::1]:8000"})
 	s.set("gpu.test.", 1, a(1), a(2), &dnsmessage.AAAAResource{AAAA: [16]byte{0xfd, 15: 1}}) // rotated: no change
 	before := s.asked("udp")
-	for s.asked("udp") < before+2 {
-		time.Sleep(10 * time.Millisecond)
-	}
+	testkit.Eventually(t, "asked twice more", func() bool { return s.asked("udp") >= before+2 })
 	s.set("gpu.test.", 1, a(3))
 	expect(t, got, fleet.Target{URL: "http://10.0.0.3:8000"})
 }
@@ -259,13 +258,9 @@ func TestErrorsKeepTheSetAndEmptyAnswersArePassedOnOnce(t *testing.T) {
 	got, l := run(t, config(s))
 	expect(t, got, fleet.Target{URL: "http://10.0.0.1:8000"})
 	s.fail(dnsmessage.RCodeServerFailure)
-	for l.count("cannot be looked up") == 0 {
-		time.Sleep(10 * time.Millisecond)
-	}
+	testkit.Eventually(t, "an error is logged", func() bool { return l.count("cannot be looked up") > 0 })
 	before := s.asked("udp")
-	for s.asked("udp") < before+4 { // at least one more look-up
-		time.Sleep(10 * time.Millisecond)
-	}
+	testkit.Eventually(t, "looked up once more at least", func() bool { return s.asked("udp") >= before+4 })
 	if n := l.count("cannot be looked up"); n != 1 {
 		t.Errorf("logged %d times, want once", n)
 	}
