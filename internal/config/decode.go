@@ -59,6 +59,14 @@ type document struct {
 	file string
 	root *yaml.Node        // the top-level mapping; nil for an empty file
 	env  map[string]string // key path -> the environment variable its value came from
+
+	checked map[checked]bool // by strict: what anchors share is looked at once
+}
+
+// checked is a mapping that was held against a type.
+type checked struct {
+	node *yaml.Node
+	t    reflect.Type
 }
 
 // variable matches ${NAME} and ${NAME:-default} inside a value.
@@ -67,7 +75,7 @@ var variable = regexp.MustCompile(`\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}`)
 // parse reads a file's bytes. Environment variables in values are put in after
 // the YAML is read, so that their text can never change its structure.
 func parse(file string, data []byte) (*document, Mistakes) {
-	d := &document{file: file, env: make(map[string]string)}
+	d := &document{file: file, env: make(map[string]string), checked: make(map[checked]bool)}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc yaml.Node
 	if err := dec.Decode(&doc); err != nil {
@@ -181,6 +189,11 @@ func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *M
 	}
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
+	}
+	if seen := (checked{n, t}); n.Kind == yaml.MappingNode && d.checked[seen] {
+		return
+	} else if n.Kind == yaml.MappingNode {
+		d.checked[seen] = true
 	}
 	switch {
 	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
@@ -312,28 +325,42 @@ func child(n *yaml.Node, part string) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	if n.Kind == yaml.SequenceNode {
+	switch n.Kind {
+	case yaml.SequenceNode:
 		i, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(part, "["), "]"))
 		if err != nil || part[0] != '[' || i < 0 || i >= len(n.Content) {
 			return nil
 		}
 		return n.Content[i]
+	case yaml.MappingNode:
+		return member(n, part, make(map[*yaml.Node]bool))
 	}
-	if n.Kind != yaml.MappingNode {
+	return nil
+}
+
+// member finds a member of a mapping; what the mapping has itself comes before
+// what is merged into it. seen has the mappings that do not have it.
+func member(n *yaml.Node, key string, seen map[*yaml.Node]bool) *yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Kind != yaml.MappingNode || seen[n] {
 		return nil
 	}
-	var from []*yaml.Node
+	seen[n] = true
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		switch key := n.Content[i]; {
-		case key.Tag == mergeTag:
-			from = append(from, merged(n.Content[i+1])...)
-		case key.Value == part:
+		if n.Content[i].Value == key && n.Content[i].Tag != mergeTag {
 			return n.Content[i+1]
 		}
 	}
-	for _, m := range from {
-		if found := child(m, part); found != nil {
-			return found
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Tag != mergeTag {
+			continue
+		}
+		for _, from := range merged(n.Content[i+1]) {
+			if found := member(from, key, seen); found != nil {
+				return found
+			}
 		}
 	}
 	return nil
