@@ -4,9 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
-	"net"
+	"errors"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -117,8 +118,7 @@ func readSome(c *conn) (b []byte, open bool) {
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	var all bytes.Buffer
 	_, err := all.ReadFrom(c.br)
-	ne, timeout := err.(net.Error)
-	return all.Bytes(), timeout && ne.Timeout()
+	return all.Bytes(), errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 func TestAPeerThatIsNotTrustedWritesNoProxyHeader(t *testing.T) {

@@ -3,7 +3,6 @@ package fleet_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -30,7 +29,7 @@ func (firstOpen) Pick(q *fleet.Query, nodes []*fleet.Node) int {
 // newFleet builds one region with one pool of the given targets.
 func newFleet(t testing.TB, targets ...fleet.Target) *fleet.Fleet {
 	t.Helper()
-	f := fleet.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	f := fleet.New(slog.New(slog.DiscardHandler))
 	err := f.Apply(fleet.Layout{Regions: []fleet.RegionLayout{{Name: "eu", Pools: []fleet.PoolLayout{{
 		Name: "gpu", Models: map[string]string{"m": "m"}, Static: targets, SlowStart: 10 * time.Second,
 	}}}}})

@@ -6,7 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
-	"log"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -164,7 +164,7 @@ func TestEarlyRefusal(t *testing.T) {
 
 func TestTLS(t *testing.T) {
 	srv := httptest.NewUnstartedServer(sse(token, finish, done))
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // it reports the handshakes that fail below
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // it reports the handshakes that fail below
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	roots := x509.NewCertPool()

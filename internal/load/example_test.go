@@ -3,7 +3,6 @@ package load_test
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"net/http/httptest"
 
 	"github.com/spillway/spillway/internal/load"
@@ -12,7 +11,7 @@ import (
 // A run against any OpenAI-compatible server: ten requests within a fifth of a
 // second.
 func ExampleRun() {
-	server := httptest.NewServer(http.HandlerFunc(sse(token, token, finish, done)))
+	server := httptest.NewServer(sse(token, token, finish, done))
 	defer server.Close()
 	cfg := load.Default()
 	cfg.Target.BaseURLs = []string{server.URL}

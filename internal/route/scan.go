@@ -80,7 +80,7 @@ func pair(q *fleet.Query, nodes []*fleet.Node) (a, b int) {
 		return -1, -1
 	}
 	d := dice(q.Rand)
-	a, b = -1, -1
+	a = -1
 	for range min(maxDraws, 4*len(nodes)) {
 		i := d.below(len(nodes))
 		switch {

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -137,8 +138,7 @@ func (i *Instance) serve(c net.Conn) {
 func (x *Exchange) Gone(within time.Duration) bool {
 	_ = x.SetReadDeadline(time.Now().Add(within))
 	_, err := x.Read(make([]byte, 1))
-	ne, ok := err.(net.Error)
-	return err != nil && !(ok && ne.Timeout())
+	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // JSON answers with a body of known length.
