@@ -163,6 +163,11 @@ func (st *stack) check(t *testing.T, s sdk, r *result) {
 			t.Error("no keep-alive comment was sent, so the case proves nothing")
 		}
 	case "leave":
+		defer func() {
+			if t.Failed() {
+				t.Logf("the driver saw %+v; engine %+v; access log %+v", r, st.engine.Stats(), st.log(t))
+			}
+		}()
 		testkit.Eventually(t, "the engine's request is cancelled", func() bool { return st.engine.Stats().Cancelled == 1 })
 		testkit.Eventually(t, "the request is logged as canceled", func() bool { return st.count(t, "sim", string(inference.CodeCanceled)) == 1 })
 	}

@@ -181,8 +181,10 @@ func (a *Answer) eventsEnd(err error, until time.Time) error {
 	case err == io.EOF && (a.done || a.finished):
 		a.ended = true
 		return io.EOF
-	case a.done && a.ctx.Err() == nil:
-		return io.EOF // whole, but the connection is not to be used again
+	case a.done:
+		// Whole, but the connection is not to be used again. Some SDKs close theirs as
+		// soon as they have read the terminal event: that is no client that left.
+		return io.EOF
 	case errors.Is(err, wire.ErrEventTooLarge):
 		return &inference.Failure{Verdict: inference.VerdictBroken, Reason: "event_too_large", Err: err}
 	}
