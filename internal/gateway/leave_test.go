@@ -24,7 +24,7 @@ func TestClientClosesBehindTheTerminalEvent(t *testing.T) {
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go func() { <-done; time.Sleep(20 * time.Millisecond); cancel() }()
+	go func() { <-done; time.AfterFunc(20*time.Millisecond, cancel) }() // by then the reader has [DONE]
 	r.serve(ctx, stream, nil).code(t, "")
 	if !<-gone {
 		t.Error("the upstream's connection stayed open")
