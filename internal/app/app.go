@@ -69,6 +69,7 @@ type App struct {
 	mu struct {
 		sync.Mutex
 		file   *config.File
+		pools  map[string]health.Pool // of file, with their transports
 		asides map[string]*http.Transport
 	}
 }
@@ -137,12 +138,7 @@ func (a *App) apply(file *config.File) error {
 	if err != nil {
 		return err
 	}
-	old, oldPools := a.mu.file, map[string]health.Pool(nil)
-	if old != nil {
-		if oldPools, _, err = healthPools(old); err != nil {
-			oldPools = nil // its key file is gone by now: nothing to go back to
-		}
-	}
+	old := a.mu.file
 	steps := []struct {
 		name string
 		do   func(f *config.File, pools map[string]health.Pool) error
@@ -164,7 +160,7 @@ func (a *App) apply(file *config.File) error {
 			if old == nil {
 				break
 			}
-			if back := done.do(old, oldPools); back != nil {
+			if back := done.do(old, a.mu.pools); back != nil {
 				a.log.Error("the old configuration could not be restored", "section", done.name, "err", back)
 			}
 		}
@@ -177,7 +173,7 @@ func (a *App) apply(file *config.File) error {
 	for _, t := range a.mu.asides {
 		t.CloseIdleConnections()
 	}
-	a.mu.asides, a.mu.file = asides, file
+	a.mu.asides, a.mu.pools, a.mu.file = asides, pools, file
 	return nil
 }
 

@@ -1,7 +1,10 @@
 package app
 
 import (
+	"context"
+	"net"
 	"net/http"
+	"net/url"
 
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
@@ -86,7 +89,26 @@ func healthPools(file *config.File) (map[string]health.Pool, map[string]*http.Tr
 			return
 		}
 		asides[name] = transport
-		pools[name] = health.Pool{Config: p.Health, Metrics: p.Metrics, LearnModels: p.Models == nil, Transport: transport, Header: header}
+		pools[name] = health.Pool{Config: p.Health, Metrics: p.Metrics, LearnModels: p.Models == nil, Transport: transport, Header: header, Dial: dialProxy(p.Upstream.Proxy)}
 	})
 	return pools, asides, failed
+}
+
+// dialProxy returns what a tcp check connects with in a pool whose instances are
+// reached through an outbound proxy: whatever the instance, the proxy. It is nil
+// without one.
+func dialProxy(proxy string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	u, err := url.Parse(proxy)
+	if proxy == "" || err != nil {
+		return nil
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	address := net.JoinHostPort(u.Hostname(), port)
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}
 }

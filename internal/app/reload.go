@@ -16,6 +16,7 @@ import (
 
 // reloadState is what is known of reloads.
 type reloadState struct {
+	one     sync.Mutex    // held by a reload: what was read first is applied first
 	applied chan struct{} // gets a value after each one that was applied; values are merged
 	good    prometheus.Gauge
 	at      prometheus.Gauge
@@ -87,6 +88,8 @@ func (a *App) Reload(context.Context) error {
 	if a.opts.Path == "" {
 		return fmt.Errorf("there is no configuration file to read again")
 	}
+	a.reload.one.Lock()
+	defer a.reload.one.Unlock()
 	now := time.Now()
 	file, err := config.Load(a.opts.Path)
 	if err == nil && a.opts.Override != nil {
