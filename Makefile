@@ -12,6 +12,7 @@ LINT          := .cache/bin/golangci-lint-$(LINT_VERSION)
 FUZZ_TIME     ?= 10s
 DEMO_FLAGS    ?=
 BENCH_PROXY_FLAGS ?=
+SOAK_FLAGS    ?=
 GO_FILES      = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
 .PHONY: help
@@ -73,6 +74,14 @@ fuzz-seeds: ## run every fuzz target on its seeds
 .PHONY: fuzz
 fuzz: ## fuzz every target for FUZZ_TIME (10s)
 	tools/fuzz.sh $(FUZZ_TIME)
+
+.PHONY: bench-faults
+bench-faults: build ## kill, hang, streams, reload, leave: a verdict for each requirement (about 3 minutes)
+	@failed=0; for s in kill hang streams reload leave; do $(BIN) bench $$s || failed=1; done; exit $$failed
+
+.PHONY: soak
+soak: build ## 100,000 fault-free streams, none broken (about 2 minutes; SOAK_FLAGS='--count 20000')
+	$(BIN) bench soak $(SOAK_FLAGS)
 
 .PHONY: bench
 bench: ## Go benchmarks

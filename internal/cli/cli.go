@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -101,14 +100,6 @@ func usageErrors(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		usageErrors(sub)
 	}
-}
-
-// oneOf checks a flag against its known values.
-func oneOf(flag, value string, known ...string) error {
-	if slices.Contains(known, value) {
-		return nil
-	}
-	return fmt.Errorf("%w: --%s: want one of %s, got %q", errUsage, flag, strings.Join(known, ", "), value)
 }
 
 // terminal returns the file behind a stream, or os.Stderr's equivalent that is

@@ -310,12 +310,48 @@ func TestStallOfFirstBytes(t *testing.T) {
 		if got := after(100, 5900*time.Millisecond); got != fleet.Open {
 			t.Errorf("within 3 x p99: %v", got)
 		}
-		if got := after(10000, 30*time.Second); got != fleet.Open {
-			t.Errorf("a long prefill is not a stall: %v", got)
-		}
 		if got := after(100, 7500*time.Millisecond); got != fleet.Stalled {
 			t.Errorf("beyond 3 x p99: %v", got)
 		}
+	})
+}
+
+func TestLongPrefillIsNoStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, fleet.Target{URL: "http://a:1"})
+		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
+		send := func(tokens int, took time.Duration, stream bool) *fleet.Lease {
+			p := plan(f)
+			p.Request = &inference.Request{Body: make([]byte, 4*tokens), Fields: inference.Fields{Model: "m", Stream: stream}}
+			l, err := p.Acquire(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Sent(time.Now())
+			time.Sleep(took)
+			return l
+		}
+		for range 50 { // 1 ms a prompt token
+			l := send(100, 100*time.Millisecond, true)
+			l.FirstToken(time.Now(), 100*time.Millisecond, true)
+			l.Release()
+		}
+		status := func() fleet.Status { return i.Status(time.Now().UnixNano()) }
+		long := send(10_000, 9*time.Second, true)
+		if status() != fleet.Open {
+			t.Errorf("a prompt of 10,000 tokens has waited for 9 s: %v", status())
+		}
+		long.Release()
+		whole := send(100, 10*time.Second, false)
+		if status() != fleet.Open {
+			t.Errorf("an answer in one piece is judged by the first tokens of streams: %v", status())
+		}
+		whole.Release()
+		short := send(100, 400*time.Millisecond, true)
+		if status() != fleet.Stalled {
+			t.Errorf("a first token is 4 times its p99 late: %v", status())
+		}
+		short.Release()
 	})
 }
 

@@ -13,6 +13,7 @@ type Lease struct {
 	probe    bool  // the one request of a half-open instance
 	released bool
 
+	stream    bool  // the request asks for a stream
 	sent      bool  // waits for its first byte
 	streaming bool  // past its first token
 	events    int   // since lastToken
@@ -38,7 +39,7 @@ func (l *Lease) Connected(d time.Duration) {
 // Sent says that the request was sent and waits for its first byte.
 func (l *Lease) Sent(now time.Time) {
 	l.sent = true
-	l.Instance.Live.pulse.sent(now.UnixNano(), l.tokens)
+	l.Instance.Live.pulse.sent(now.UnixNano(), l.tokens, l.stream)
 }
 
 // FirstToken records the time to the first token, or to the answer where there
@@ -51,12 +52,12 @@ func (l *Lease) FirstToken(now time.Time, ttft time.Duration, stream bool) {
 	live.alive(at)
 	if l.sent {
 		l.sent = false
-		live.pulse.answered(at, l.tokens, ttft)
+		live.pulse.answered(at, l.tokens, l.stream, ttft)
 	}
 	live.ObserveTTFT(at, ttft)
 	for _, o := range l.outer() {
 		o.ObserveTTFT(at, ttft)
-		o.pulse.first.Observe(ttft)
+		o.pulse.of(l.stream).first.Observe(ttft)
 	}
 	l.prefilled()
 	if stream {
@@ -101,7 +102,7 @@ func (l *Lease) Release() {
 	l.released = true
 	live := l.Instance.Live
 	if l.sent {
-		live.pulse.answered(0, l.tokens, -1)
+		live.pulse.answered(0, l.tokens, l.stream, -1)
 	}
 	if l.streaming {
 		live.pulse.streams.Add(-1)

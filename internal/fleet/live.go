@@ -205,7 +205,7 @@ func (l *Live) stalled(now int64) bool {
 		return true
 	}
 	wait := int64(stallRetry)
-	if l.pulse.streams.Load()+l.pulse.waiting.Load() > 0 {
+	if l.pulse.streams.Load()+l.pulse.waiting() > 0 {
 		wait = int64(stallHeld)
 	}
 	return now-at < wait
@@ -219,9 +219,12 @@ func (l *Live) alive(now int64) {
 	}
 }
 
-// TTFTQuantile is a quantile (0..1) of the recent times to first token; 0 when
-// too few were observed to tell.
-func (l *Live) TTFTQuantile(share float64) time.Duration { return l.pulse.first.Quantile(share) }
+// TTFTQuantile is a quantile (0..1) of the recent times to first token of streams,
+// or of the recent times of answers in one piece; 0 when too few were observed to
+// tell.
+func (l *Live) TTFTQuantile(share float64, stream bool) time.Duration {
+	return l.pulse.of(stream).first.Quantile(share)
+}
 
 // take reserves one slot, atomically against the capacity and the half-open
 // probe. It reports whether the slot is that probe.

@@ -125,7 +125,7 @@ func (c *Candidate) take(n *Node, q *Query) *Lease {
 	if !ok {
 		return nil
 	}
-	l := &Lease{Instance: n.instance, Candidate: c, Panic: q.Panic, tokens: tokens, probe: probe}
+	l := &Lease{Instance: n.instance, Candidate: c, Panic: q.Panic, tokens: tokens, probe: probe, stream: q.Request.Stream}
 	for _, live := range l.outer() {
 		live.inFlight.Add(1)
 		live.promptTokens.Add(tokens)

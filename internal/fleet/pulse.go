@@ -18,6 +18,7 @@ const (
 	stallFloor  = time.Second
 	stallGaps   = 20
 	stallFirsts = 3
+	stallNoise  = 50 * time.Millisecond // silence that a scheduler alone can cause
 	stallRetry  = 5 * time.Second
 	stallHeld   = time.Minute
 )
@@ -31,38 +32,60 @@ const p99Every = 16
 // the path of an event cost a few nanoseconds.
 type Pulse struct {
 	beat    atomic.Int64 // when the last byte of any answer came, Unix nanoseconds
-	since   atomic.Int64 // when the first of the waiting requests was sent
-	waiting atomic.Int64 // requests without a first byte
 	streams atomic.Int64 // streams past their first token
 	gap     atomic.Int64 // mean gap between two events of a stream, nanoseconds
-	perTok  atomic.Int64 // mean time to first byte for a prompt token, picoseconds
+	perTok  atomic.Int64 // mean time to first token for a prompt token, picoseconds
 	sizes   [32]atomic.Int64
+	kinds   [2]waits // of streams, and of answers that come in one piece
+}
+
+// waits are the requests of one kind that have no first byte yet. An answer in one
+// piece has its first byte when it is complete, so the two kinds have little to
+// say about each other.
+type waits struct {
+	count   atomic.Int64
+	since   atomic.Int64 // when the first of them was sent, Unix nanoseconds
 	first   Quantiles
 	p99     atomic.Int64 // of first, as of the last multiple of p99Every answers
 	answers atomic.Int64
 }
 
+// of finds the waits of a kind.
+func (p *Pulse) of(stream bool) *waits {
+	if stream {
+		return &p.kinds[0]
+	}
+	return &p.kinds[1]
+}
+
+// waiting is the number of requests without a first byte.
+func (p *Pulse) waiting() int64 { return p.kinds[0].count.Load() + p.kinds[1].count.Load() }
+
 // sent counts a request that now waits for its first byte.
-func (p *Pulse) sent(now int64, tokens int64) {
-	if p.waiting.Add(1) == 1 {
-		p.since.Store(now)
+func (p *Pulse) sent(now int64, tokens int64, stream bool) {
+	w := p.of(stream)
+	if w.count.Add(1) == 1 {
+		w.since.Store(now)
 	}
 	p.sizes[sizeClass(tokens)].Add(1)
 }
 
 // answered ends that wait; took is negative when it ended without a first byte.
-func (p *Pulse) answered(now int64, tokens int64, took time.Duration) {
-	p.waiting.Add(-1)
+func (p *Pulse) answered(now int64, tokens int64, stream bool, took time.Duration) {
+	w := p.of(stream)
+	w.count.Add(-1)
 	p.sizes[sizeClass(tokens)].Add(-1)
 	if took < 0 {
 		return
 	}
 	p.beat.Store(now)
-	p.first.Observe(took)
-	if p.answers.Add(1)%p99Every == 0 {
-		p.p99.Store(int64(p.first.Quantile(0.99)))
+	w.first.Observe(took)
+	if w.answers.Add(1)%p99Every == 0 {
+		w.p99.Store(int64(w.first.Quantile(0.99)))
 	}
-	average(&p.perTok, took.Nanoseconds()*1000/max(tokens, 1))
+	if stream {
+		average(&p.perTok, took.Nanoseconds()*1000/max(tokens, 1))
+	}
 }
 
 // average moves v by an eighth towards x. Losing a race loses one observation.
@@ -82,13 +105,18 @@ func (p *Pulse) silent(now int64) bool {
 	if beat != 0 && p.streams.Load() >= 2 && quiet > max(int64(stallFloor), stallGaps*p.gap.Load()) {
 		return true
 	}
-	p99 := p.p99.Load()
-	if p99 == 0 || p.waiting.Load() == 0 {
-		return false
-	}
-	quiet = min(quiet, now-p.since.Load())
 	prefill := p.largest() * p.perTok.Load() / 1000
-	return quiet > stallFirsts*max(p99, prefill, int64(stallFloor)/stallFirsts)
+	for i := range p.kinds {
+		w := &p.kinds[i]
+		p99 := w.p99.Load()
+		if p99 == 0 || w.count.Load() == 0 {
+			continue
+		}
+		if min(quiet, now-w.since.Load()) > max(stallFirsts*max(p99, prefill), int64(stallNoise)) {
+			return true
+		}
+	}
+	return false
 }
 
 // largest is the size of the longest prompt that waits, in tokens, rounded down
