@@ -76,11 +76,17 @@ runs.`,
 	for _, c := range root.Commands() {
 		usageErrors(c)
 	}
+	root.SuggestionsMinimumDistance = 2
+	root.Args = cobra.ArbitraryArgs // what is left is an unknown command; cobra's own error would not be one of usage
 	root.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return fmt.Errorf("%w: unknown command %q", errUsage, args[0])
+		if len(args) == 0 {
+			return c.Help()
 		}
-		return c.Help()
+		hint := ""
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = "; did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return fmt.Errorf("%w: unknown command %q%s", errUsage, args[0], hint)
 	}
 	return root
 }

@@ -30,12 +30,14 @@ func (s *source) flags(c *cobra.Command) {
 	f.StringSliceVar(&s.upstreams, "upstream", nil, "base URL of a model server, instead of a file; repeatable")
 	f.StringVar(&s.listen, "listen", "", "address for clients; replaces api.listen")
 	f.StringVar(&s.adminListen, "admin-listen", "", "address for operators; replaces admin.listen")
-	c.MarkFlagsMutuallyExclusive("config", "upstream")
 }
 
 // load reads or makes the configuration, with the flags put in.
 func (s *source) load() (*config.File, error) {
-	if s.file == "" && len(s.upstreams) == 0 {
+	switch given := len(s.upstreams) > 0; {
+	case s.file != "" && given:
+		return nil, fmt.Errorf("%w: --config and --upstream exclude each other: a file says where its pools are", errUsage)
+	case s.file == "" && !given:
 		return nil, fmt.Errorf("%w: give a configuration file with -c, or at least one --upstream URL", errUsage)
 	}
 	var file *config.File
