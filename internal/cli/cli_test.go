@@ -398,8 +398,10 @@ func TestLoadAgainstAnEngine(t *testing.T) {
 
 func TestAnInterruptEndsALoad(t *testing.T) {
 	engine := start(t, "engine", "--listen", "127.0.0.1:0", "--step-base", "1ms")
-	c := start(t, "load", "http://"+engine.listening(t), "--model", "sim", "--rate", "20", "--duration", "10m", "--output-tokens", "2")
-	time.Sleep(300 * time.Millisecond) // some requests are sent by now
+	url := "http://" + engine.listening(t)
+	c := start(t, "load", url, "--model", "sim", "--rate", "20", "--duration", "10m", "--output-tokens", "2")
+	answered := regexp.MustCompile(`(?m)^vllm:request_success_total.* [1-9]\d*$`)
+	testkit.Eventually(t, "the engine has answered", func() bool { _, body := fetch("GET", url+"/metrics", ""); return answered.MatchString(body) })
 	c.stop()
 	if code := c.wait(t); code < 0 || code == 2 {
 		t.Errorf("got status %d: %s", code, c.errs.String())
