@@ -92,8 +92,8 @@ func (b *heldBody) reserve(size, limit int64) bool {
 // *inference.Error. The caller releases the body in any case.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request, cfg *Config) (*heldBody, error) {
 	b := &heldBody{mem: &s.memory}
-	if r.ContentLength > cfg.MaxBody {
-		return b, tooLarge(cfg.MaxBody)
+	if r.ContentLength > int64(cfg.MaxBody) {
+		return b, tooLarge(int64(cfg.MaxBody))
 	}
 	rc := http.NewResponseController(w)
 	if err := rc.SetReadDeadline(time.Now().Add(cfg.ReadBodyTimeout)); err != nil {
@@ -113,8 +113,8 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, cfg *Config) (
 		}
 		n, err := r.Body.Read(b.bytes[len(b.bytes):cap(b.bytes)])
 		b.bytes = b.bytes[:len(b.bytes)+n]
-		if int64(len(b.bytes)) > cfg.MaxBody {
-			return b, tooLarge(cfg.MaxBody)
+		if int64(len(b.bytes)) > int64(cfg.MaxBody) {
+			return b, tooLarge(int64(cfg.MaxBody))
 		}
 		if err == io.EOF {
 			break
@@ -136,7 +136,7 @@ func (b *heldBody) begin(announced int64, cfg *Config) error {
 	if announced >= 0 {
 		size = min(announced, smallBody)
 	}
-	if !b.reserve(max(size, shortBody), cfg.MaxBuffered) {
+	if !b.reserve(max(size, shortBody), int64(cfg.MaxBuffered)) {
 		return noMemory()
 	}
 	b.allocate(size)
@@ -146,12 +146,12 @@ func (b *heldBody) begin(announced int64, cfg *Config) error {
 // grow makes a full buffer larger, at most to the announced length or, without
 // one, to where the body is too large.
 func (b *heldBody) grow(announced int64, cfg *Config) error {
-	limit := cfg.MaxBody + 1
+	limit := int64(cfg.MaxBody) + 1
 	if announced >= 0 {
 		limit = announced
 	}
 	next := min(4*int64(cap(b.bytes)), limit)
-	if !b.reserve(next, cfg.MaxBuffered) {
+	if !b.reserve(next, int64(cfg.MaxBuffered)) {
 		return noMemory()
 	}
 	bigger := append(make([]byte, 0, next), b.bytes...)

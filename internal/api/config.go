@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/spillway/spillway/internal/inference"
 )
 
 // Config is the section `api` of the configuration: the listener for clients.
@@ -27,14 +29,14 @@ type Config struct {
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// A client that takes nothing for this long is cut.
 	WriteStallTimeout time.Duration `yaml:"write_stall_timeout"`
-	// Largest request head in bytes.
-	MaxHeader int `yaml:"max_header"`
-	// Largest request body in bytes.
-	MaxBody int64 `yaml:"max_body"`
-	// Most bytes of request bodies in memory at once, all requests together.
-	MaxBuffered int64 `yaml:"max_buffered"`
-	// Send buffer of each connection in bytes: what a slow reader can leave unread before its upstream is no longer read.
-	SendBuffer int `yaml:"send_buffer"`
+	// Largest request head.
+	MaxHeader inference.Bytes `yaml:"max_header"`
+	// Largest request body.
+	MaxBody inference.Bytes `yaml:"max_body"`
+	// Most request bodies in memory at once, all requests together.
+	MaxBuffered inference.Bytes `yaml:"max_buffered"`
+	// Send buffer of each connection: what a slow reader can leave unread before its upstream is no longer read.
+	SendBuffer inference.Bytes `yaml:"send_buffer"`
 	// Networks of proxies in front of Spillway whose X-Forwarded-For, Forwarded and PROXY protocol headers are believed.
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// Expect a PROXY protocol header (version 1 or 2) on connections from trusted proxies.
@@ -96,10 +98,10 @@ func (c *Config) Validate() error {
 	check(c.IdleTimeout > 0, "idle_timeout: must be > 0, got %v", c.IdleTimeout)
 	check(c.WriteStallTimeout > 0, "write_stall_timeout: must be > 0, got %v", c.WriteStallTimeout)
 	check(c.DrainTimeout >= 0, "drain_timeout: must be >= 0, got %v", c.DrainTimeout)
-	check(c.MaxHeader >= 4096, "max_header: must be at least 4096, got %d", c.MaxHeader)
-	check(c.MaxBody > 0, "max_body: must be > 0, got %d", c.MaxBody)
-	check(c.MaxBuffered >= c.MaxBody, "max_buffered: must be at least max_body (%d), got %d", c.MaxBody, c.MaxBuffered)
-	check(c.SendBuffer >= 4096, "send_buffer: must be at least 4096, got %d", c.SendBuffer)
+	check(c.MaxHeader >= 4096, "max_header: must be at least 4KiB, got %v", c.MaxHeader)
+	check(c.MaxBody > 0, "max_body: must be > 0, got %v", c.MaxBody)
+	check(c.MaxBuffered >= c.MaxBody, "max_buffered: must be at least max_body (%v), got %v", c.MaxBody, c.MaxBuffered)
+	check(c.SendBuffer >= 4096, "send_buffer: must be at least 4KiB, got %v", c.SendBuffer)
 	for _, s := range c.TrustedProxies {
 		_, err := parsePrefix(s)
 		check(err == nil, "trusted_proxies: want an address or a network such as 10.0.0.0/8, got %q", s)

@@ -180,7 +180,7 @@ func TestADrainOverHTTP2(t *testing.T) {
 func TestAFailingListenerEndsRun(t *testing.T) {
 	cfg := api.Default()
 	s := api.New(cfg, api.Parts{Serve: answerOK, Log: testkit.Discard(), Models: func() []string { return nil }})
-	ln, err := api.Listen(t.Context(), "127.0.0.1:0", cfg.SendBuffer)
+	ln, err := api.Listen(t.Context(), "127.0.0.1:0", int(cfg.SendBuffer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestAFailingListenerEndsRun(t *testing.T) {
 	if err := s.Run(t.Context(), ln, nil); err == nil {
 		t.Error("Run went on without a listener")
 	}
-	if _, err := api.Listen(t.Context(), "127.0.0.1:99999", cfg.SendBuffer); err == nil {
+	if _, err := api.Listen(t.Context(), "127.0.0.1:99999", int(cfg.SendBuffer)); err == nil {
 		t.Error("listens on a port that does not exist")
 	}
 }

@@ -193,7 +193,7 @@ func (s *Server) refuseUnread(w *writer, r *http.Request, err error, cfg *Config
 	}
 	w.w.Header().Set("Connection", "close")
 	if s.fail(w, err); !w.aborted {
-		discard(w.w, r, cfg.MaxBody)
+		discard(w.w, r, int64(cfg.MaxBody))
 	}
 }
 

@@ -348,7 +348,7 @@ func (c *leanConn) request(h leanHead, received time.Time) (handed, again bool) 
 	cfg := s.cfg.Load()
 	req := &inference.Request{ID: requestID(c.header), Surface: h.surface, Received: received, Header: c.header, RawQuery: h.query}
 	body := heldBody{mem: &s.memory}
-	if h.length > cfg.MaxBody || s.checkHead(req, http.MethodPost, c.peer) != nil || body.begin(h.length, cfg) != nil {
+	if h.length > int64(cfg.MaxBody) || s.checkHead(req, http.MethodPost, c.peer) != nil || body.begin(h.length, cfg) != nil {
 		body.release()
 		return c.hand(), false // what refuses unread bodies is net/http's side
 	}

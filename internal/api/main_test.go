@@ -146,7 +146,7 @@ func newRig(t *testing.T, change func(*api.Config), serve api.Serve) *rig {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
-	ln, err := api.Listen(ctx, cfg.Listen, cfg.SendBuffer)
+	ln, err := api.Listen(ctx, cfg.Listen, int(cfg.SendBuffer))
 	if err != nil {
 		t.Fatal(err)
 	}

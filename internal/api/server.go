@@ -83,7 +83,7 @@ func New(cfg Config, parts Parts) *Server {
 		Protocols:         protocols,
 		ReadHeaderTimeout: cfg.ReadHeaderTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
-		MaxHeaderBytes:    cfg.MaxHeader,
+		MaxHeaderBytes:    int(cfg.MaxHeader),
 		ErrorLog:          slog.NewLogLogger(parts.Log.With("component", "api").Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return s.base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {

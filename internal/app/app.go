@@ -201,7 +201,7 @@ func (a *App) Listen(ctx context.Context) (*Listeners, error) {
 	l := new(Listeners)
 	var lc net.ListenConfig
 	var err error
-	if l.API, err = api.Listen(ctx, file.API.Listen, file.API.SendBuffer); err != nil {
+	if l.API, err = api.Listen(ctx, file.API.Listen, int(file.API.SendBuffer)); err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	if file.API.ProbeListen != "" {

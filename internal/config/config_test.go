@@ -451,7 +451,7 @@ func TestExplain(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		"api.listen":                                 `":8123" environment SPILLWAY_TEST_PORT (f.yaml:9)`,
-		"api.max_body":                               "1024 f.yaml:10",
+		"api.max_body":                               "1KiB f.yaml:10",
 		"api.idle_timeout":                           "2m0s default",
 		"gateway.retry.attempts":                     "2 f.yaml:13",
 		"gateway.retry.backoff":                      config.Default().Gateway.Retry.Backoff.String() + " default",

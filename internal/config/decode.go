@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/spillway/spillway/internal/inference"
 )
 
 // Mistake is one thing that is wrong with a configuration.
@@ -196,6 +198,8 @@ func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *M
 		d.checked[seen] = true
 	}
 	switch {
+	case n.Kind == yaml.ScalarNode && t == sizeType:
+		d.size(n, path, mistakes)
 	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
 		for i, c := range n.Content {
 			d.strict(c, t.Elem(), fmt.Sprintf("%s[%d]", path, i), mistakes)
@@ -272,13 +276,25 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	return fields
 }
 
-// decode fills v, which holds the defaults, and reports type errors with their
-// lines.
-func (d *document) decode(v any) Mistakes {
-	if d.root == nil {
-		return nil
+// sizeType is the type of sizes in a configuration.
+var sizeType = reflect.TypeFor[inference.Bytes]()
+
+// size checks a size here, where its line is known: the YAML package gives up on
+// the whole document when a value's own reader complains.
+func (d *document) size(n *yaml.Node, path string, mistakes *Mistakes) {
+	var b inference.Bytes
+	if err := b.UnmarshalText([]byte(n.Value)); err != nil {
+		*mistakes = append(*mistakes, Mistake{d.file, n.Line, path, err.Error()})
+		n.Value = "0"
 	}
-	var mistakes Mistakes
+}
+
+// decode fills v, which holds the defaults, and reports unknown keys and values
+// that cannot be read. whole says that everything else was read.
+func (d *document) decode(v any) (mistakes Mistakes, whole bool) {
+	if d.root == nil {
+		return nil, true
+	}
 	d.strict(d.root, reflect.TypeOf(v).Elem(), "", &mistakes)
 	err := d.root.Decode(v)
 	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
@@ -288,7 +304,7 @@ func (d *document) decode(v any) Mistakes {
 	} else if err != nil {
 		mistakes = append(mistakes, d.syntax(err))
 	}
-	return mistakes
+	return mistakes, err == nil
 }
 
 // at finds the node of a key path, or the deepest one that exists on the way.

@@ -208,15 +208,23 @@ func Parse(name string, data []byte) (*File, error) {
 	}
 	f := Default()
 	f.doc, f.hash = doc, Hash(data)
-	mistakes = append(mistakes, doc.decode(f)...)
-	if len(mistakes) == 0 { // values that could not be read would be complained about twice
-		mistakes = f.validate()
+	found, whole := doc.decode(f)
+	mistakes = append(mistakes, found...)
+	if whole { // where a value is missing, complaints would be about what is not there
+		mistakes = append(mistakes, f.unsaid(mistakes)...)
 	}
 	if len(mistakes) > 0 {
 		slices.SortStableFunc(mistakes, func(a, b Mistake) int { return a.Line - b.Line })
 		return nil, mistakes
 	}
 	return f, nil
+}
+
+// unsaid validates, and leaves out what was complained about at the same line.
+func (f *File) unsaid(said Mistakes) Mistakes {
+	return slices.DeleteFunc(f.validate(), func(m Mistake) bool {
+		return slices.ContainsFunc(said, func(s Mistake) bool { return s.Line == m.Line && m.Line > 0 })
+	})
 }
 
 // Hash identifies the bytes that the configuration was read from; "" when it was

@@ -172,7 +172,7 @@ func (a *attempt) advance(until time.Time, f *flight) error {
 		return a.firstDelta(until, f)
 	}
 	var err error
-	a.held, err = a.answer.Body(until, a.held, max(f.set.HoldAnswer, 1))
+	a.held, err = a.answer.Body(until, a.held, max(int(f.set.HoldAnswer), 1))
 	switch {
 	case err == io.EOF:
 		a.whole = true
@@ -201,7 +201,7 @@ func (a *attempt) firstDelta(until time.Time, f *flight) error {
 		if ev.Raw == nil {
 			continue
 		}
-		if len(a.held)+len(ev.Raw) > f.set.HoldEvents {
+		if len(a.held)+len(ev.Raw) > int(f.set.HoldEvents) {
 			return &inference.Failure{Verdict: inference.VerdictBroken, Reason: "no_delta"}
 		}
 		a.held = append(a.held, ev.Raw...)

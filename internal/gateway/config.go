@@ -39,10 +39,10 @@ type Config struct {
 	Retry Retry `yaml:"retry"`
 	// When a second instance is asked in parallel. Switched on per pool.
 	Hedge Hedge `yaml:"hedge"`
-	// Largest answer, in bytes, that is held back until it is whole, so that a cut can still be retried. Larger answers are passed on as they come.
-	HoldAnswer int `yaml:"hold_answer"`
-	// Most bytes of a stream held back before its first token.
-	HoldEvents int `yaml:"hold_events"`
+	// Largest answer that is held back until it is whole, so that a cut can still be retried. Larger answers are passed on as they come.
+	HoldAnswer inference.Bytes `yaml:"hold_answer"`
+	// Most of a stream held back before its first token.
+	HoldEvents inference.Bytes `yaml:"hold_events"`
 }
 
 // KeepAlive is how waiting clients are kept.
@@ -129,7 +129,7 @@ func (c *Config) Validate() error {
 	check(c.Retry.MaxBackoff >= c.Retry.Backoff, "retry.max_backoff: must be at least retry.backoff, got %v", c.Retry.MaxBackoff)
 	check(c.Hedge.Quantile > 0 && c.Hedge.Quantile < 1, "hedge.quantile: must be above 0 and below 1, got %v", c.Hedge.Quantile)
 	check(c.Hedge.MinDelay >= 0, "hedge.min_delay: must be >= 0, got %v", c.Hedge.MinDelay)
-	check(c.HoldAnswer >= 0, "hold_answer: must be >= 0, got %d", c.HoldAnswer)
-	check(c.HoldEvents >= 4096, "hold_events: must be at least 4096, got %d", c.HoldEvents)
+	check(c.HoldAnswer >= 0, "hold_answer: must be >= 0, got %v", c.HoldAnswer)
+	check(c.HoldEvents >= 4096, "hold_events: must be at least 4KiB, got %v", c.HoldEvents)
 	return errors.Join(errs...)
 }

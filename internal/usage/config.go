@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/spillway/spillway/internal/inference"
 )
 
 // Destinations of the access log that are not files.
@@ -18,8 +20,8 @@ const (
 type Config struct {
 	// Where the access log goes: `stdout`, `stderr`, `off` or the path of a file, which is appended to and opened again on SIGHUP.
 	AccessLog string `yaml:"access_log"`
-	// Most bytes of the access log that wait to be written; as many again may be under way. Lines beyond are dropped and counted.
-	Buffer int `yaml:"buffer"`
+	// Most of the access log that waits to be written; as many again may be under way. Lines beyond are dropped and counted.
+	Buffer inference.Bytes `yaml:"buffer"`
 	// Most combinations of surface, model and pool that have metrics of their own; the others count as `other`.
 	MaxSeries int `yaml:"max_series"`
 }
@@ -44,7 +46,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	if c.Buffer < 64<<10 || c.Buffer > 1<<30 {
-		errs = append(errs, fmt.Errorf("buffer: must be 65536 to 1073741824, got %d", c.Buffer))
+		errs = append(errs, fmt.Errorf("buffer: must be 65536 to 1073741824, got %v", c.Buffer))
 	}
 	if c.MaxSeries < 1 || c.MaxSeries > 100_000 {
 		errs = append(errs, fmt.Errorf("max_series: must be 1 to 100000, got %d", c.MaxSeries))
