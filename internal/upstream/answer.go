@@ -65,9 +65,10 @@ func (a *Answer) Head(until time.Time) (*inference.Head, error) {
 	if a.head == nil {
 		h, err := a.ex.readHead(limit, a)
 		if err != nil && a.stale(err) {
-			if err = a.again(); err == nil {
-				h, err = a.ex.readHead(limit, a)
+			if err := a.again(); err != nil {
+				return nil, err
 			}
+			h, err = a.ex.readHead(limit, a)
 		}
 		if err != nil {
 			return nil, a.fail(err, until, "head")

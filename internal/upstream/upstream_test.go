@@ -165,6 +165,16 @@ func TestStaleConnectionIsReplacedSilently(t *testing.T) {
 	}
 }
 
+func TestStaleConnectionToAnInstanceThatIsGone(t *testing.T) {
+	r := newRig(t, nil, func(x *testkit.Exchange) bool { x.JSON(200, testkit.Answer); return true })
+	if _, _, err := r.body(request(t, plainBody, nil)); err != io.EOF {
+		t.Fatal(err)
+	}
+	r.inst.Close()
+	_, _, err := r.body(request(t, plainBody, nil))
+	failure(t, err, inference.VerdictBroken, "connect")
+}
+
 func TestResetOnNewConnectionIsAFailure(t *testing.T) {
 	r := newRig(t, nil, func(*testkit.Exchange) bool { return false })
 	_, _, err := r.body(request(t, plainBody, nil))
