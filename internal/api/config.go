@@ -37,7 +37,7 @@ type Config struct {
 	MaxBuffered inference.Bytes `yaml:"max_buffered"`
 	// Send buffer of each connection: what a slow reader can leave unread before its upstream is no longer read.
 	SendBuffer inference.Bytes `yaml:"send_buffer"`
-	// Networks of proxies in front of Spillway whose X-Forwarded-For, Forwarded and PROXY protocol headers are believed.
+	// Networks of proxies in front of Spillway whose X-Forwarded-For, Forwarded and PROXY protocol headers are believed. A proxy must set or take out X-Forwarded-For: where both are there it counts, and Forwarded does not.
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// Expect a PROXY protocol header (version 1 or 2) on connections from trusted proxies.
 	ProxyProtocol bool `yaml:"proxy_protocol"`
@@ -100,6 +100,7 @@ func (c *Config) Validate() error {
 	check(c.DrainTimeout >= 0, "drain_timeout: must be >= 0, got %v", c.DrainTimeout)
 	check(c.MaxHeader >= 4096, "max_header: must be at least 4KiB, got %v", c.MaxHeader)
 	check(c.MaxBody > 0, "max_body: must be > 0, got %v", c.MaxBody)
+	check(c.MaxBuffered >= 64<<10, "max_buffered: must be at least 64KiB, got %v", c.MaxBuffered)
 	check(c.MaxBuffered >= c.MaxBody, "max_buffered: must be at least max_body (%v), got %v", c.MaxBody, c.MaxBuffered)
 	check(c.SendBuffer >= 4096, "send_buffer: must be at least 4KiB, got %v", c.SendBuffer)
 	for _, s := range c.TrustedProxies {

@@ -299,8 +299,11 @@ func (c *leanConn) next(raw syscall.RawConn, ready func(uintptr) bool) (handed, 
 	clear(c.header)
 	h, state := parseLean(c.buf[c.r:c.w], c.header)
 	for state == leanPartial && c.w-c.r < headSize {
-		if !c.more(received.Add(c.lean.server.cfg.Load().ReadHeaderTimeout)) {
-			break
+		if err := c.more(received.Add(c.lean.server.cfg.Load().ReadHeaderTimeout)); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				c.front().refuse(inference.CodeBodyTimeout, "the request head did not arrive in time")
+			}
+			return false, false
 		}
 		h, state = parseLean(c.buf[c.r:c.w], c.header)
 	}
@@ -311,14 +314,14 @@ func (c *leanConn) next(raw syscall.RawConn, ready func(uintptr) bool) (handed, 
 }
 
 // more reads more of a request into the buffer, no later than until.
-func (c *leanConn) more(until time.Time) bool {
+func (c *leanConn) more(until time.Time) error {
 	if c.r > 0 {
 		c.w = copy(c.buf, c.buf[c.r:c.w])
 		c.r = 0
 	}
 	n, err := c.readUntil(c.buf[c.w:], until)
 	c.w += n
-	return err == nil && n > 0
+	return err
 }
 
 // readUntil reads once into p, no later than until.
@@ -334,12 +337,18 @@ func (c *leanConn) readUntil(p []byte, until time.Time) (int, error) {
 	}
 }
 
+// front is the connection as net/http may have it, with what was read of the
+// request.
+func (c *leanConn) front() *frontConn {
+	f := &frontConn{Conn: c.nc, server: c.lean.server, prefix: append([]byte(nil), c.buf[c.r:c.w]...)}
+	f.plain.Store(true)
+	return f
+}
+
 // hand gives the connection to net/http with what was read of the request.
 func (c *leanConn) hand() bool {
 	_ = c.nc.SetDeadline(time.Time{}) // net/http sets its own
-	f := &frontConn{Conn: c.nc, server: c.lean.server, prefix: append([]byte(nil), c.buf[c.r:c.w]...)}
-	f.plain.Store(true)
-	return c.lean.handoff.give(f)
+	return c.lean.handoff.give(c.front())
 }
 
 // request answers a request whose head was understood.

@@ -44,7 +44,7 @@ func parseLean(raw []byte, h http.Header) (leanHead, leanState) {
 	}
 	end := headBytes(raw)
 	if end < 0 {
-		return leanHead{}, leanPartial
+		return leanHead{}, partialIf(!bareLine(raw))
 	}
 	// One string for the whole head: the fields are parts of it.
 	text := string(raw[:end])
@@ -80,6 +80,21 @@ func headBytes(raw []byte) int {
 		return i + 4
 	}
 	return -1
+}
+
+// bareLine says whether a line of raw ends in a line feed alone.
+func bareLine(raw []byte) bool {
+	for i := bytes.IndexByte(raw, '\n'); i >= 0; {
+		if i == 0 || raw[i-1] != '\r' {
+			return true
+		}
+		next := bytes.IndexByte(raw[i+1:], '\n')
+		if next < 0 {
+			return false
+		}
+		i += 1 + next
+	}
+	return false
 }
 
 // fields reads the header fields into h. It returns false for anything unusual.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,7 +91,7 @@ func (a *App) Reload(context.Context) error {
 	}
 	a.reload.one.Lock()
 	defer a.reload.one.Unlock()
-	now := time.Now()
+	now, old := time.Now(), a.File()
 	file, err := config.Load(a.opts.Path)
 	if err == nil && a.opts.Override != nil {
 		a.opts.Override(file)
@@ -106,7 +107,31 @@ func (a *App) Reload(context.Context) error {
 	}
 	a.reload.succeeded(file, now)
 	a.log.Info("reloaded", "component", "config", "hash", file.Hash())
+	if changed := restartKeys(old, file); len(changed) > 0 {
+		a.log.Warn("these keys have changed and take effect with a restart", "component", "config", "keys", changed)
+	}
 	return nil
+}
+
+// restartKeys lists the keys that differ and that a running gateway cannot change.
+func restartKeys(old, now *config.File) (changed []string) {
+	for key, differs := range map[string]bool{
+		"api.listen":           old.API.Listen != now.API.Listen,
+		"api.front":            old.API.Front != now.API.Front,
+		"api.probe_listen":     old.API.ProbeListen != now.API.ProbeListen,
+		"api.proxy_protocol":   old.API.ProxyProtocol != now.API.ProxyProtocol,
+		"api.tls_cert_file":    old.API.TLSCertFile != now.API.TLSCertFile || old.API.TLSKeyFile != now.API.TLSKeyFile,
+		"api.send_buffer":      old.API.SendBuffer != now.API.SendBuffer,
+		"api.max_header":       old.API.MaxHeader != now.API.MaxHeader,
+		"admin.listen":         old.Admin.Listen != now.Admin.Listen,
+		"telemetry.log.format": old.Telemetry.Log.Format != now.Telemetry.Log.Format,
+	} {
+		if differs {
+			changed = append(changed, key)
+		}
+	}
+	slices.Sort(changed)
+	return changed
 }
 
 // settle is how long a directory must be quiet before its files are read: editors
