@@ -292,6 +292,16 @@ func TestReload(t *testing.T) {
 	}
 }
 
+func TestAReloadNamesWhatNeedsARestart(t *testing.T) {
+	one := named(t, "one")
+	r := newRig(t, text(pool("gpu", one)))
+	write(t, r.path, strings.Replace(text(pool("gpu", one)), "api: {", "api: {send_buffer: 64KiB, ", 1))
+	testkit.Eventually(t, "the log names the key", func() bool {
+		log := r.errs.String()
+		return strings.Contains(log, "take effect with a restart") && strings.Contains(log, "api.send_buffer") && !strings.Contains(log, "api.listen")
+	})
+}
+
 func TestABadFileKeepsTheOldOne(t *testing.T) {
 	one := named(t, "one")
 	good := text(pool("gpu", one))

@@ -198,7 +198,7 @@ func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *M
 		d.checked[seen] = true
 	}
 	switch {
-	case n.Kind == yaml.ScalarNode && t == sizeType:
+	case n.Kind == yaml.ScalarNode && t == reflect.TypeFor[inference.Bytes]():
 		d.size(n, path, mistakes)
 	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
 		for i, c := range n.Content {
@@ -275,9 +275,6 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	}
 	return fields
 }
-
-// sizeType is the type of sizes in a configuration.
-var sizeType = reflect.TypeFor[inference.Bytes]()
 
 // size checks a size here, where its line is known: the YAML package gives up on
 // the whole document when a value's own reader complains.
