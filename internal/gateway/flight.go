@@ -250,7 +250,8 @@ func (f *flight) relayEvents(a *attempt) error {
 		if !ev.Usage.Zero() {
 			f.rec.Usage = ev.Usage
 		}
-		if ev.Raw == nil {
+		if ev.Raw == nil { // what was held for it must not wait for what comes next
+			err = f.send(nil, true)
 			continue
 		}
 		if ev.Kind == inference.EventDelta {

@@ -235,6 +235,49 @@ func TestWholeAnswers(t *testing.T) {
 	}
 }
 
+// flushed keeps only what was flushed.
+type flushed struct {
+	reader
+	pending strings.Builder
+}
+
+func (c *flushed) Write(p []byte, flush bool) error {
+	c.pending.Write(p)
+	if flush {
+		_ = c.reader.Write([]byte(c.pending.String()), true)
+		c.pending.Reset()
+	}
+	return nil
+}
+
+func TestNoEventWaitsForOneThatIsTakenOut(t *testing.T) {
+	next := make(chan bool)
+	r := newRig(t, nil, testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+		x.Stream()
+		x.Chunk(testkit.Delta("a") + testkit.FinishEvent + `data: {"choices":[],"usage":{"prompt_tokens":5}}` + "\n\n")
+		<-next
+		x.Chunk(testkit.DoneEvent)
+		x.End()
+		return true
+	}))
+	c := new(flushed)
+	done := make(chan bool)
+	go func() { // ends with the answer
+		defer close(done)
+		now := time.Now()
+		req := &inference.Request{Body: []byte(stream), Header: http.Header{}, Received: now, Deadline: now.Add(time.Minute)}
+		req.Fields, _ = wire.ScanRequest(inference.Chat, req.Body)
+		r.gateway.Serve(context.Background(), req, c)
+	}()
+	testkit.Eventually(t, "the finish reason is with the client", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return strings.Contains(c.body.String(), `"stop"`)
+	})
+	close(next)
+	<-done
+}
+
 func TestRetriesElsewhereBeforeTheCommitPoint(t *testing.T) {
 	for name, c := range map[string]struct {
 		bad     func(*testkit.Exchange) bool

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/spillway/spillway/internal/fleet"
@@ -326,6 +327,37 @@ func TestUsageStaysForAClientThatAsked(t *testing.T) {
 	got, _, err := r.stream(request(t, `{"model":"m","stream":true,"stream_options":{"include_usage":true},"messages":[1]}`, nil))
 	if err != io.EOF || !strings.Contains(got, usage) {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestNothingIsSaidToFollowThatDoesNot(t *testing.T) {
+	r := newRig(t, nil, func(x *testkit.Exchange) bool {
+		x.Stream()
+		x.Chunk(testkit.Delta("a") + testkit.Delta("b") + ": ping\n\n" + testkit.Delta("c") + "id: 7\n\n" + testkit.FinishEvent + testkit.DoneEvent)
+		x.End()
+		return true
+	})
+	a, done, err := r.open(context.Background(), request(t, streamBody, nil))
+	defer done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Head(soon()); err != nil {
+		t.Fatal(err)
+	}
+	var got []bool
+	for {
+		ev, err := a.Event(soon())
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, ev.More)
+	}
+	if d := cmp.Diff([]bool{true, false, false, true, false}, got); d != "" {
+		t.Errorf("an event before a comment must be flushed: %s", d)
 	}
 }
 

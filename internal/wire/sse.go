@@ -87,15 +87,15 @@ func (e *EventReader) sourceError() error {
 	return io.EOF
 }
 
-// Ready says whether Next would return an event without reading.
+// Ready says whether Next would return, without reading, an event that is sure to
+// have something to pass on: one that begins with a comment or an id may not.
 func (e *EventReader) Ready() bool {
 	s := e.scanned
-	n := e.eventEnd()
-	if n < 0 {
+	if e.eventEnd() < 0 {
 		return false
 	}
-	e.scanned = s
-	return true
+	e.scanned = max(s, e.start) // blank lines may have been passed over
+	return e.buf[e.start] != ':' && e.buf[e.start] != 'i'
 }
 
 // buffered takes the next complete event out of the buffer.
