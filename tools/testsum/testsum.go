@@ -32,7 +32,8 @@ type summary struct {
 	output   map[key][]string
 	passed   map[key]bool
 	skipped  map[key]string // with the reason
-	failures int
+	failures int            // tests and packages
+	failed   int            // tests
 	out      io.Writer
 }
 
@@ -48,7 +49,15 @@ func Summarize(in io.Reader, out io.Writer, strict bool) int {
 		fmt.Fprintln(out, "testsum:", err)
 		return 1
 	}
-	if missing := s.report(); s.failures > 0 || missing > 0 && strict {
+	missing := s.report()
+	passed := 0
+	for k := range s.passed {
+		if k.test != "" {
+			passed++
+		}
+	}
+	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", passed, s.failed, missing)
+	if s.failures > 0 || missing > 0 && strict {
 		return 1
 	}
 	return 0
@@ -82,6 +91,9 @@ func (s *summary) add(e event) {
 		s.passed[k] = true
 	case "fail":
 		s.failures++
+		if e.Test != "" {
+			s.failed++
+		}
 		fmt.Fprint(s.out, strings.Join(s.output[k], ""))
 	case "skip":
 		if e.Test != "" && !strings.HasPrefix(e.Test, "Fuzz") { // a fuzz target passes over inputs
