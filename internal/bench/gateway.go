@@ -75,7 +75,7 @@ func startGatewayProcess(ctx context.Context, r *rig, instances string) (*gatewa
 func (g *gatewayProcess) configure(instances string, timeout int) error {
 	text := fmt.Sprintf(`usage: {access_log: %q}
 telemetry: {log: {level: error}}
-gateway: {timeout: %ds}
+gateway: {timeout: %ds, name_instance: true}
 fleet:
   regions:
     - name: eu

@@ -89,6 +89,7 @@ func startGateway(ctx context.Context, regions []regionOf, stderr io.Writer) (*i
 	file := config.Default()
 	file.API.Listen, file.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
 	file.Usage.AccessLog = "off"
+	file.Gateway.NameInstance = true // the load generator counts streams by instance
 	file.Telemetry.Log.Level = "error"
 	file.Route.Policy = "least_request"
 	for _, r := range regions {

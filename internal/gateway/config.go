@@ -39,6 +39,8 @@ type Config struct {
 	Retry Retry `yaml:"retry"`
 	// When a second instance is asked in parallel. Switched on per pool.
 	Hedge Hedge `yaml:"hedge"`
+	// Name the instance that answered in the header X-Spillway-Instance. Off, because the addresses of servers are no client's business.
+	NameInstance bool `yaml:"name_instance"`
 	// Largest answer that is held back until it is whole, so that a cut can still be retried. Larger answers are passed on as they come.
 	HoldAnswer inference.Bytes `yaml:"hold_answer"`
 	// Most of a stream held back before its first token.

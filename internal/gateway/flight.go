@@ -207,7 +207,9 @@ func (f *flight) relay(a *attempt) *inference.Record {
 			a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "Set-Cookie", Value: cookie})
 		}
 	}
-	a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Instance", Value: a.lease.Instance.Name})
+	if f.set.NameInstance {
+		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Instance", Value: a.lease.Instance.Name})
+	}
 	if fallback := a.lease.Candidate.Fallback; fallback != "" {
 		f.rec.Degraded = "model=" + fallback
 		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Degraded", Value: f.rec.Degraded})

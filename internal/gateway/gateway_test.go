@@ -278,6 +278,21 @@ func TestNoEventWaitsForOneThatIsTakenOut(t *testing.T) {
 	<-done
 }
 
+func TestTheInstanceIsNamedOnRequestOnly(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		inst := testkit.NewInstance(t, good)
+		r := newRig(t, func(c *gateway.Config) { c.NameInstance = on }, inst)
+		c := r.serve(context.Background(), plain, nil)
+		named := false
+		for _, f := range c.head.Fields {
+			named = named || f.Name == "X-Spillway-Instance" && f.Value == "eu/gpu/"+inst.Addr
+		}
+		if named != on {
+			t.Errorf("name_instance: %v: got %+v", on, c.head.Fields)
+		}
+	}
+}
+
 func TestRetriesElsewhereBeforeTheCommitPoint(t *testing.T) {
 	for name, c := range map[string]struct {
 		bad     func(*testkit.Exchange) bool
