@@ -198,7 +198,8 @@ static int step(struct conn *c) {
     for (int k = STAMP_DIGITS - 1; k >= 0; k--, v /= 10) digits[k] = (char)('0' + v % 10);
     int rc = put(c, events[i].bytes, events[i].len);
     if (rc != 0) return rc < 0 ? -1 : 0; /* a kept rest resumes from the flush */
-    if (gap_ns == 0 || c->event == EVENTS) continue;
+    /* The role comes with the first token, as vLLM sends it: a gateway may hold it back until then. */
+    if (gap_ns == 0 || i == 0 || c->event == EVENTS) continue;
     /* Slightly late events keep the pace; a mock more than a gap behind slows down instead of sending bursts, which the
      * proxy could join into one read. */
     timer_set(c, c->due + gap_ns > t ? c->due + gap_ns : t + gap_ns);
@@ -218,7 +219,7 @@ static int flush(struct conn *c) {
   c->want_out = 0;
   watch(c, EPOLL_CTL_MOD, EPOLLIN);
   if (c->state != STREAM) return 0;
-  if (gap_ns == 0 || c->event == EVENTS) return step(c);
+  if (gap_ns == 0 || c->event == 1 || c->event == EVENTS) return step(c);
   timer_set(c, now_ns() + gap_ns);
   return 0;
 }
