@@ -2,7 +2,6 @@ package app_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -30,24 +29,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// buffer is a bytes.Buffer for several goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // rig is a gateway that runs from a configuration file.
 type rig struct {
 	t         *testing.T
@@ -56,7 +37,7 @@ type rig struct {
 	api       string
 	admin     string
 	hangup    chan os.Signal
-	out, errs buffer
+	out, errs testkit.Log
 	client    *http.Client
 	stop      context.CancelFunc
 	ended     chan error

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/spillway/spillway/internal/inference"
@@ -21,13 +20,21 @@ type Query struct {
 
 // Open says whether n can take the request now and was not tried before.
 func (q *Query) Open(n *Node) bool {
-	for _, t := range q.Tried {
-		if t.Live == n.Live {
-			return false
-		}
+	if q.tried(n.Live) {
+		return false
 	}
 	s := n.Status(q.Now)
 	return s == Open || q.Panic && (s == Ejected || s == Stalled)
+}
+
+// tried says whether the node was tried before, in whichever snapshot.
+func (q *Query) tried(l *Live) bool {
+	for _, t := range q.Tried {
+		if t.Live == l {
+			return true
+		}
+	}
+	return false
 }
 
 // Picker chooses among the members of a tier. Pick returns the index of a node
@@ -139,7 +146,7 @@ func (p *Plan) refusal(q *Query) error {
 	best := Down
 	for _, c := range p.Candidates {
 		for _, i := range c.Pool.Instances {
-			if slices.Contains(q.Tried, i) {
+			if q.tried(i.Live) {
 				continue
 			}
 			s := i.Status(q.Now)

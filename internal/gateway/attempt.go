@@ -241,6 +241,8 @@ func (f *flight) settle(a *attempt, err error) {
 	if err == nil {
 		f.finishUsage(a)
 	} else {
+		putHeld(a.held) // of an attempt that failed nothing is sent any more
+		a.held = nil
 		failure = asFailure(err)
 		rec.Verdict, rec.Reason = failure.Verdict, failure.Reason
 		if failure.Status != 0 {

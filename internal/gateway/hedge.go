@@ -86,7 +86,6 @@ func (f *flight) race(first, second *attempt) (*attempt, error) {
 			}
 		case winner != nil: // the loser, cancelled or late: nobody's fault
 			f.settle(o.a, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "hedge_lost"})
-			putHeld(o.a.held)
 		default:
 			f.settle(o.a, o.err)
 			if lost == nil || o.a == first {

@@ -65,8 +65,8 @@ func TestThresholds(t *testing.T) {
 		if w := i.Pool.Live.RoundTrip(); w != 20*time.Millisecond {
 			t.Errorf("pool's round trip %v, want 20ms", w)
 		}
-		if r.log.count("is down") != 1 || r.log.count("is up") != 1 {
-			t.Errorf("log:\n%s", r.log.buf.String())
+		if r.log.Count("is down") != 1 || r.log.Count("is up") != 1 {
+			t.Errorf("log:\n%s", r.log.String())
 		}
 		r.expectMetric("probes_total pool=eu/gpu result=failure 5")
 	}, "a:1")
@@ -220,7 +220,7 @@ func TestHTTPProbes(t *testing.T) {
 				defer stop()
 				after(20 * time.Second)
 				if got := r.status("a:1/base"); got != c.want {
-					t.Errorf("got %v, want %v; log:\n%s", got, c.want, r.log.buf.String())
+					t.Errorf("got %v, want %v; log:\n%s", got, c.want, r.log.String())
 				}
 			}, "a:1/base")
 		})
@@ -242,7 +242,7 @@ func TestARuleWithoutAValueSaysSo(t *testing.T) {
 		after(time.Minute)
 		r.expect("a:1", fleet.Down) // stays as it is
 		r.expectMetric("metric_missing instance=eu/gpu/a:1 pool=eu/gpu 1", "probes_total pool=eu/gpu result=unknown 12")
-		if n := r.log.count("says nothing"); n != 1 {
+		if n := r.log.Count("says nothing"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
 		text.Store("q NaN\n")

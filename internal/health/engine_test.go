@@ -87,7 +87,7 @@ func TestARealEngine(t *testing.T) {
 	cfg.Faults.Unhealthy = engine.StatusFault{Chance: engine.Chance{Probability: 1, Count: 3}}
 	_, stopEngine = listen(t, addr, cfg)
 	eventually(t, "it does not come back", func() bool { return r.status(addr) == fleet.Open })
-	if n := r.log.count("is up"); n != 1 {
+	if n := r.log.Count("is up"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
 	stopEngine()

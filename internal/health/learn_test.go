@@ -46,7 +46,7 @@ func TestModelsAreTheUnionOfWhatInstancesList(t *testing.T) {
 		}
 		after(10 * time.Second)
 		expect()
-		if n := r.log.count("cannot be learned"); n != 1 {
+		if n := r.log.Count("cannot be learned"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
 		set("a:1", `{"data":[{"id":"x"},{"id":"y"}]}`)

@@ -1,7 +1,6 @@
 package health_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,34 +18,17 @@ import (
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// log collects lines.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *log) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.buf.String(), text)
-}
 
 // rig is a monitor over one pool "eu/gpu".
 type rig struct {
 	*health.Monitor
 	t     testing.TB
 	fleet *fleet.Fleet
-	log   *log
+	log   *testkit.Log
 	pool  health.Pool
 }
 
@@ -55,7 +36,7 @@ type rig struct {
 // exact.
 func newRig(t testing.TB, change func(*health.Pool), hosts ...string) *rig {
 	t.Helper()
-	r := &rig{t: t, log: new(log), fleet: fleet.New(slog.New(slog.DiscardHandler))}
+	r := &rig{t: t, log: new(testkit.Log), fleet: fleet.New(slog.New(slog.DiscardHandler))}
 	r.layout(hosts...)
 	r.Monitor = health.New(r.fleet, slog.New(slog.NewTextHandler(r.log, nil)))
 	r.pool = health.Pool{Config: health.Default(), Metrics: health.DefaultMetrics()}

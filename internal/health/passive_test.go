@@ -101,8 +101,8 @@ func TestEjectionsGrowAndEnd(t *testing.T) {
 			t.Error("still half-open")
 		}
 		r.expectMetric("ejections_total pool=eu/gpu reason=connect 1", "ejections_total pool=eu/gpu reason=probe 8", "readmissions_total pool=eu/gpu 1")
-		if r.log.count("ejected") != 9 || r.log.count("readmitted") != 1 {
-			t.Errorf("log:\n%s", r.log.buf.String())
+		if r.log.Count("ejected") != 9 || r.log.Count("readmitted") != 1 {
+			t.Errorf("log:\n%s", r.log.String())
 		}
 		// It fails again at once: the next ejection is as long as the last ones.
 		r.attempt("a:1", refused)
@@ -143,7 +143,7 @@ func TestTheLastInstanceStays(t *testing.T) {
 		}
 		r.expect("b:1", fleet.Open)
 		r.expectMetric("panic pool=eu/gpu 1", "instance_up instance=eu/gpu/a:1 pool=eu/gpu 0", "instance_up instance=eu/gpu/b:1 pool=eu/gpu 1")
-		if n := r.log.count("last one of its pool"); n != 1 {
+		if n := r.log.Count("last one of its pool"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
 		r.attempt("b:1", nil)
@@ -191,8 +191,8 @@ func TestCoolDowns(t *testing.T) {
 		cools(r, 250*time.Millisecond)
 		r.attempt("a:1", &inference.Failure{Verdict: inference.VerdictBusy, RetryAfter: 7 * time.Second})
 		cools(r, 7*time.Second)
-		if n := r.log.count("level"); n != 0 {
-			t.Errorf("busy answers were logged:\n%s", r.log.buf.String())
+		if n := r.log.Count("level"); n != 0 {
+			t.Errorf("busy answers were logged:\n%s", r.log.String())
 		}
 	}, "a:1")
 	bubble(t, nil, func(r *rig) {
@@ -205,7 +205,7 @@ func TestCoolDowns(t *testing.T) {
 		r.end(l, spent) // an own cause, counted on its own
 		cools(r, 10*time.Minute)
 		r.expectMetric("cooldowns_total pool=eu/gpu reason=busy 1", "cooldowns_total pool=eu/gpu reason=spent 7")
-		if n := r.log.count("spent"); n != 1 {
+		if n := r.log.Count("spent"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
 	}, "a:1")

@@ -63,7 +63,7 @@ func TestScrapesCorrectTheLoadWhileTheyAreFresh(t *testing.T) {
 			after(4 * time.Second)
 			r.expectMetric("metric_missing instance=eu/gpu/a:1 pool=eu/gpu 0")
 		}
-		if lost, found := r.log.count("is not known"), r.log.count("is known again"); lost != 4 || found != 4 {
+		if lost, found := r.log.Count("is not known"), r.log.Count("is known again"); lost != 4 || found != 4 {
 			t.Errorf("logged %d and %d times, want 4 and 4", lost, found)
 		}
 		r.apply(func(p *health.Pool) { p.Metrics = health.DefaultMetrics() })

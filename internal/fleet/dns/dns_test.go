@@ -1,7 +1,6 @@
 package dns_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -168,31 +167,13 @@ func srv(target string, port, priority, weight uint16) *dnsmessage.SRVResource {
 	return &dnsmessage.SRVResource{Target: dnsmessage.MustNewName(target), Port: port, Priority: priority, Weight: weight}
 }
 
-// log collects lines.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *log) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.buf.String(), text)
-}
-
 // run starts a source and returns what it reports.
-func run(t *testing.T, cfg dns.Config) (<-chan []fleet.Target, *log) {
+func run(t *testing.T, cfg dns.Config) (<-chan []fleet.Target, *testkit.Log) {
 	t.Helper()
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	l := new(log)
+	l := new(testkit.Log)
 	src := dns.New(cfg, slog.New(slog.NewTextHandler(l, nil)))
 	got := make(chan []fleet.Target, 16)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -258,10 +239,10 @@ func TestErrorsKeepTheSetAndEmptyAnswersArePassedOnOnce(t *testing.T) {
 	got, l := run(t, config(s))
 	expect(t, got, fleet.Target{URL: "http://10.0.0.1:8000"})
 	s.fail(dnsmessage.RCodeServerFailure)
-	testkit.Eventually(t, "an error is logged", func() bool { return l.count("cannot be looked up") > 0 })
+	testkit.Eventually(t, "an error is logged", func() bool { return l.Count("cannot be looked up") > 0 })
 	before := s.asked("udp")
 	testkit.Eventually(t, "looked up once more at least", func() bool { return s.asked("udp") >= before+4 })
-	if n := l.count("cannot be looked up"); n != 1 {
+	if n := l.Count("cannot be looked up"); n != 1 {
 		t.Errorf("logged %d times, want once", n)
 	}
 	if len(got) != 0 {

@@ -1,14 +1,12 @@
 package file_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/fleet/file"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -107,28 +106,10 @@ func TestTooManyTargets(t *testing.T) {
 	}
 }
 
-// log collects lines.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *log) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.buf.String(), text)
-}
-
 // run starts a source and returns what it reports.
-func run(t *testing.T, cfg file.Config) (<-chan []fleet.Target, *log) {
+func run(t *testing.T, cfg file.Config) (<-chan []fleet.Target, *testkit.Log) {
 	t.Helper()
-	l := new(log)
+	l := new(testkit.Log)
 	src := file.New(cfg, slog.New(slog.NewTextHandler(l, nil)))
 	got := make(chan []fleet.Target, 16)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -181,18 +162,18 @@ func watchOnly(path string) file.Config { return file.Config{Path: path, Poll: t
 func TestRunFollowsWritesAndKeepsTheLastGoodSet(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gpu.yaml")
 	got, l := run(t, watchOnly(path))
-	eventually(t, "the missing file is not logged", func() bool { return l.count("cannot be used") == 1 })
+	eventually(t, "the missing file is not logged", func() bool { return l.Count("cannot be used") == 1 })
 	write(t, path, "- targets: [a:1]\n  labels: {job: x}\n")
 	expect(t, got, "http://a:1")
-	if l.count("good again") != 1 || l.count("is not used") != 1 {
-		t.Errorf("log: %s", l.buf.String())
+	if l.Count("good again") != 1 || l.Count("is not used") != 1 {
+		t.Errorf("log: %s", l.String())
 	}
 	write(t, path, "- targets: [a:1, 'ftp://x', 'gopher://y']\n")
-	eventually(t, "not every mistake is logged", func() bool { return l.count("cannot be used") == 3 })
+	eventually(t, "not every mistake is logged", func() bool { return l.Count("cannot be used") == 3 })
 	if err := os.Rename(path, path+".bak"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the removed file is not logged", func() bool { return l.count("cannot be used") == 4 })
+	eventually(t, "the removed file is not logged", func() bool { return l.Count("cannot be used") == 4 })
 	write(t, path+".new", "- targets: [a:1, b:2]\n")
 	if err := os.Rename(path+".new", path); err != nil {
 		t.Fatal(err)
@@ -209,9 +190,9 @@ func TestRunLogsAMistakeOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gpu.yaml")
 	write(t, path, "nonsense")
 	_, l := run(t, file.Config{Path: path, Poll: 10 * time.Millisecond})
-	eventually(t, "not logged", func() bool { return l.count("cannot be used") == 1 })
+	eventually(t, "not logged", func() bool { return l.Count("cannot be used") == 1 })
 	time.Sleep(200 * time.Millisecond) // about twenty polls
-	if n := l.count("cannot be used"); n != 1 {
+	if n := l.Count("cannot be used"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
 }
