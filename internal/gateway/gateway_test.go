@@ -260,6 +260,8 @@ func TestNoEventWaitsForOneThatIsTakenOut(t *testing.T) {
 		x.End()
 		return true
 	}))
+	release := sync.OnceFunc(func() { close(next) })
+	t.Cleanup(release) // before the instance's own, which waits for its script
 	c := new(flushed)
 	done := make(chan bool)
 	go func() { // ends with the answer
@@ -274,7 +276,7 @@ func TestNoEventWaitsForOneThatIsTakenOut(t *testing.T) {
 		defer c.mu.Unlock()
 		return strings.Contains(c.body.String(), `"stop"`)
 	})
-	close(next)
+	release()
 	<-done
 }
 
