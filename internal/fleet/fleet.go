@@ -101,6 +101,8 @@ type Pool struct {
 	Label     string            // the pool's own name, without its region
 	Models    map[string]string // name that clients use -> name asked for upstream
 	Surfaces  []inference.Surface
+	Provider  bool // a hosted account, not servers of our own
+	Standby   bool // in reserve until it is switched on
 	Instances []*Instance
 
 	primaries, backups []*Node // Instances by role, in order

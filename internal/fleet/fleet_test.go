@@ -52,7 +52,7 @@ func plan(f *fleet.Fleet) *fleet.Plan {
 
 func TestLeaseCountsOnAllTiersAndOnce(t *testing.T) {
 	f := newFleet(t, fleet.Target{URL: "http://a:1"})
-	l, err := plan(f).Acquire(nil)
+	l, err := plan(f).Acquire(time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,8 +72,8 @@ func TestLeaseCountsOnAllTiersAndOnce(t *testing.T) {
 	if got := l.Instance.Live.TTFT(); got != 200*time.Millisecond {
 		t.Errorf("ttft: got %v", got)
 	}
-	l.Release()
-	l.Release()
+	l.Release(time.Now())
+	l.Release(time.Now())
 	check("released", 0, 0)
 }
 
@@ -84,7 +84,7 @@ func TestCapacityIsExactUnderRaces(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			if l, err := plan(f).Acquire(nil); err == nil {
+			if l, err := plan(f).Acquire(time.Now(), nil); err == nil {
 				mu.Lock()
 				got = append(got, l)
 				mu.Unlock()
@@ -95,13 +95,13 @@ func TestCapacityIsExactUnderRaces(t *testing.T) {
 	if len(got) != 7 {
 		t.Errorf("got %d leases, want 7", len(got))
 	}
-	_, err := plan(f).Acquire(nil)
+	_, err := plan(f).Acquire(time.Now(), nil)
 	var e *inference.Error
 	if !errors.As(err, &e) || e.Code != inference.CodeOverloaded || e.RetryAfter <= 0 {
 		t.Errorf("full: got %v", err)
 	}
 	for _, l := range got {
-		l.Release()
+		l.Release(time.Now())
 	}
 	if n := f.Snapshot().Regions[0].Live.InFlight(); n != 0 {
 		t.Errorf("left over: %d", n)
@@ -110,15 +110,15 @@ func TestCapacityIsExactUnderRaces(t *testing.T) {
 
 func TestTriedAndBackups(t *testing.T) {
 	f := newFleet(t, fleet.Target{URL: "http://a:1", Backup: true}, fleet.Target{URL: "http://b:1"})
-	l, err := plan(f).Acquire(nil)
+	l, err := plan(f).Acquire(time.Now(), nil)
 	if err != nil || l.Instance.URL.Host != "b:1" {
 		t.Fatalf("got %v, %v; want the primary", l, err)
 	}
-	l2, err := plan(f).Acquire([]*fleet.Instance{l.Instance})
+	l2, err := plan(f).Acquire(time.Now(), []*fleet.Instance{l.Instance})
 	if err != nil || l2.Instance.URL.Host != "a:1" {
 		t.Fatalf("got %v, %v; want the backup", l2, err)
 	}
-	_, err = plan(f).Acquire([]*fleet.Instance{l.Instance, l2.Instance})
+	_, err = plan(f).Acquire(time.Now(), []*fleet.Instance{l.Instance, l2.Instance})
 	var e *inference.Error
 	if !errors.As(err, &e) || e.Code != inference.CodeNoCapacity {
 		t.Errorf("all tried: got %v", err)
@@ -172,34 +172,34 @@ func TestHalfOpenLetsOneThrough(t *testing.T) {
 		if i.Status(time.Now().UnixNano()) != fleet.Ejected {
 			t.Fatal("not ejected")
 		}
-		if l, err := plan(f).Acquire(nil); err != nil || !l.Panic {
+		if l, err := plan(f).Acquire(time.Now(), nil); err != nil || !l.Panic {
 			t.Fatalf("with nothing else the ejected instance is used: got %v, %v", l, err)
 		} else {
-			l.Release()
+			l.Release(time.Now())
 		}
 		time.Sleep(2 * time.Second)
-		l, err := plan(f).Acquire(nil)
+		l, err := plan(f).Acquire(time.Now(), nil)
 		if err != nil || !l.Probe() {
 			t.Fatalf("half-open: got %v, %v", l, err)
 		}
 		if i.Status(time.Now().UnixNano()) != fleet.Ejected {
 			t.Fatal("half-open: a second request would pass")
 		}
-		l.Release()
-		if l, err = plan(f).Acquire(nil); err != nil || !l.Probe() {
+		l.Release(time.Now())
+		if l, err = plan(f).Acquire(time.Now(), nil); err != nil || !l.Probe() {
 			t.Fatalf("a probe without verdict frees its place: got %v", err)
 		}
 		if !i.Live.Readmit(time.Now().UnixNano()) || i.Live.Ejected() {
 			t.Error("not readmitted")
 		}
-		l.Release()
+		l.Release(time.Now())
 	})
 }
 
 func TestCountersSurviveFlappingAndReload(t *testing.T) {
 	f := newFleet(t)
 	f.Update("eu/gpu", []fleet.Target{{URL: "http://a:1"}, {URL: "http://b:1/v1/"}})
-	l, err := plan(f).Acquire(nil)
+	l, err := plan(f).Acquire(time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestCountersSurviveFlappingAndReload(t *testing.T) {
 	if !ok || a.Live.InFlight() != 1 {
 		t.Fatalf("a came back with %v in flight, want 1", a.Live.InFlight())
 	}
-	l.Release()
+	l.Release(time.Now())
 	if a.Live.InFlight() != 0 {
 		t.Error("released on another counter")
 	}
@@ -227,7 +227,7 @@ func streams(t *testing.T, f *fleet.Fleet, n int) []*fleet.Lease {
 	t.Helper()
 	var out []*fleet.Lease
 	for range n {
-		l, err := plan(f).Acquire(nil)
+		l, err := plan(f).Acquire(time.Now(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -266,7 +266,7 @@ func TestStallOfStreams(t *testing.T) {
 		if status() != fleet.Open {
 			t.Fatalf("one request may test it now: %v", status())
 		}
-		l, err := plan(f).Acquire(nil)
+		l, err := plan(f).Acquire(time.Now(), nil)
 		if err != nil || status() != fleet.Stalled {
 			t.Fatalf("only one: %v, %v", status(), err)
 		}
@@ -274,9 +274,9 @@ func TestStallOfStreams(t *testing.T) {
 		if status() != fleet.Open {
 			t.Fatalf("a token is a sign of life: %v", status())
 		}
-		l.Release()
-		ls[0].Release()
-		ls[1].Release()
+		l.Release(time.Now())
+		ls[0].Release(time.Now())
+		ls[1].Release(time.Now())
 		time.Sleep(time.Hour)
 		if status() != fleet.Open {
 			t.Fatalf("silence without work is no stall: %v", status())
@@ -289,20 +289,20 @@ func TestStallOfFirstBytes(t *testing.T) {
 		f := newFleet(t, fleet.Target{URL: "http://a:1"})
 		i := f.Snapshot().Regions[0].Pools[0].Instances[0]
 		for range 50 { // p99 of 2 s or a little above
-			l, _ := plan(f).Acquire(nil)
+			l, _ := plan(f).Acquire(time.Now(), nil)
 			l.Sent(time.Now())
 			time.Sleep(2 * time.Second)
 			l.FirstToken(time.Now(), 2*time.Second, false)
-			l.Release()
+			l.Release(time.Now())
 		}
 		after := func(tokens int, d time.Duration) fleet.Status {
 			p := plan(f)
 			p.Request = &inference.Request{Body: make([]byte, 4*tokens), Fields: inference.Fields{Model: "m"}}
-			l, err := p.Acquire(nil)
+			l, err := p.Acquire(time.Now(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Release()
+			defer l.Release(time.Now())
 			l.Sent(time.Now())
 			time.Sleep(d)
 			return i.Status(time.Now().UnixNano())
@@ -323,7 +323,7 @@ func TestLongPrefillIsNoStall(t *testing.T) {
 		send := func(tokens int, took time.Duration, stream bool) *fleet.Lease {
 			p := plan(f)
 			p.Request = &inference.Request{Body: make([]byte, 4*tokens), Fields: inference.Fields{Model: "m", Stream: stream}}
-			l, err := p.Acquire(nil)
+			l, err := p.Acquire(time.Now(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -334,24 +334,24 @@ func TestLongPrefillIsNoStall(t *testing.T) {
 		for range 50 { // 1 ms a prompt token
 			l := send(100, 100*time.Millisecond, true)
 			l.FirstToken(time.Now(), 100*time.Millisecond, true)
-			l.Release()
+			l.Release(time.Now())
 		}
 		status := func() fleet.Status { return i.Status(time.Now().UnixNano()) }
 		long := send(10_000, 9*time.Second, true)
 		if status() != fleet.Open {
 			t.Errorf("a prompt of 10,000 tokens has waited for 9 s: %v", status())
 		}
-		long.Release()
+		long.Release(time.Now())
 		whole := send(100, 10*time.Second, false)
 		if status() != fleet.Open {
 			t.Errorf("an answer in one piece is judged by the first tokens of streams: %v", status())
 		}
-		whole.Release()
+		whole.Release(time.Now())
 		short := send(100, 400*time.Millisecond, true)
 		if status() != fleet.Stalled {
 			t.Errorf("a first token is 4 times its p99 late: %v", status())
 		}
-		short.Release()
+		short.Release(time.Now())
 	})
 }
 
@@ -424,11 +424,11 @@ func BenchmarkAcquire(b *testing.B) {
 			p := plan(newFleet(b, targets...))
 			b.ReportAllocs()
 			for b.Loop() {
-				l, err := p.Acquire(nil)
+				l, err := p.Acquire(time.Now(), nil)
 				if err != nil {
 					b.Fatal(err)
 				}
-				l.Release()
+				l.Release(time.Now())
 			}
 		})
 	}

@@ -1,6 +1,19 @@
 package fleet
 
-import "time"
+import (
+	"time"
+
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// Watcher is told when a lease makes room. It is called on the goroutine that
+// holds the lease, after the counters have changed, and must not block.
+type Watcher interface {
+	// Prefilled says that the first token has come: the prompt counts no longer.
+	Prefilled(l *Lease, now time.Time, took time.Duration)
+	// Released says that the slot is back.
+	Released(l *Lease, now time.Time)
+}
 
 // Lease is an instance's slot held by one attempt. It belongs to one goroutine
 // at a time and is given back exactly once.
@@ -9,15 +22,33 @@ type Lease struct {
 	Candidate *Candidate
 	Panic     bool // nothing was open: passive health had taken out the instance
 
+	// What whoever admitted the attempt wants of it and of its end.
+	Watch     Watcher         // nil is nobody
+	Tag       any             // the watcher's own
+	Charge    float64         // the watcher's own
+	Class     inference.Class // the request's
+	MaxTokens int64           // most output tokens to ask for; 0 is as the client asked
+	Degraded  string          // what was lowered by admission; "" is nothing
+
+	Verdict inference.Verdict // what became of the attempt; set before Release
+	Usage   inference.Usage   // what the instance reported; set before Release
+
+	start    int64 // when it was taken, Unix nanoseconds
 	tokens   int64 // prompt tokens still counted as outstanding
+	ahead    int64 // prompt tokens outstanding when it was taken, its own included
+	context  int64 // tokens counted as held in the instance's memory
 	probe    bool  // the one request of a half-open instance
 	released bool
 
 	stream    bool  // the request asks for a stream
 	sent      bool  // waits for its first byte
+	answered  bool  // its first token has come
 	streaming bool  // past its first token
-	events    int   // since lastToken
-	lastToken int64 // Unix nanoseconds
+	events    int64 // since folded
+	total     int64 // events of the whole stream
+	first     int64 // when the first token came, Unix nanoseconds
+	last      int64 // when the last event came
+	folded    int64 // when events were last added to the instance's counters
 }
 
 // outer lists the counters above the instance: its pool's and its region's.
@@ -45,8 +76,12 @@ func (l *Lease) Sent(now time.Time) {
 // FirstToken records the time to the first token, or to the answer where there
 // are no tokens. It ends the count of the prompt as outstanding work, because
 // its prefill is over. stream says that tokens follow; then Token is called for
-// each.
+// each. Only the first call counts.
 func (l *Lease) FirstToken(now time.Time, ttft time.Duration, stream bool) {
+	if l.answered {
+		return
+	}
+	l.answered = true
 	at := now.UnixNano()
 	live := l.Instance.Live
 	live.alive(at)
@@ -59,43 +94,84 @@ func (l *Lease) FirstToken(now time.Time, ttft time.Duration, stream bool) {
 		o.ObserveTTFT(at, ttft)
 		o.pulse.of(l.stream).first.Observe(ttft)
 	}
-	l.prefilled()
 	if stream {
-		l.streaming, l.lastToken = true, at
+		m := &live.meter
+		m.firsts.Add(1)
+		m.firstNanos.Add(at - l.start)
+		m.ahead.Add(l.ahead)
+		m.prefilled.Add(l.tokens)
+		l.streaming, l.first, l.last, l.folded = true, at, at, at
 		live.pulse.streams.Add(1)
 	}
+	if l.prefilled() && l.Watch != nil {
+		l.Watch.Prefilled(l, now, ttft)
+	}
 }
 
-// gapEvery is the number of events after which a stream's mean gap is folded
-// into its instance's.
-const gapEvery = 16
+// A stream's gaps are added to its instance's counters after this many events or
+// after this long, whichever comes first.
+const (
+	foldEvents = 16
+	foldAfter  = int64(100 * time.Millisecond)
+)
 
 // Token records one event of the stream: the sign of life that the stall rule
-// watches.
+// watches and the gap that admission learns from.
 func (l *Lease) Token(now time.Time) {
 	at := now.UnixNano()
-	l.Instance.Live.alive(at)
-	if l.events++; l.events == gapEvery {
-		average(&l.Instance.Live.pulse.gap, (at-l.lastToken)/gapEvery)
-		l.events, l.lastToken = 0, at
+	live := l.Instance.Live
+	live.alive(at)
+	if gap := at - l.last; gap > foldAfter {
+		if mean := live.pulse.gap.Load(); mean > 0 && gap > lateGaps*mean {
+			live.meter.late.Add(1)
+		}
+	}
+	l.last = at
+	l.total++
+	if l.events++; l.events >= foldEvents || at-l.folded >= foldAfter {
+		l.fold()
 	}
 }
 
-// prefilled takes the prompt's tokens off the counters, once.
-func (l *Lease) prefilled() {
-	if l.tokens == 0 {
+// fold adds the gaps since the last time to the instance's counters.
+func (l *Lease) fold() {
+	if l.events == 0 {
 		return
 	}
-	l.Instance.Live.promptTokens.Add(-l.tokens)
-	for _, live := range l.outer() {
-		live.promptTokens.Add(-l.tokens)
+	live := l.Instance.Live
+	span := l.last - l.folded
+	average(&live.pulse.gap, span/l.events)
+	live.meter.gaps.Add(l.events)
+	live.meter.gapNanos.Add(span)
+	live.meter.context.Add(l.events)
+	l.context += l.events
+	l.events, l.folded = 0, l.last
+}
+
+// Pace is the stream's number of gaps between events and their sum.
+func (l *Lease) Pace() (gaps int64, sum time.Duration) {
+	return l.total, time.Duration(l.last - l.first)
+}
+
+// prefilled takes the prompt's tokens off the counters, once, and says whether
+// it did.
+func (l *Lease) prefilled() bool {
+	if l.tokens == 0 {
+		return false
+	}
+	live := l.Instance.Live
+	live.promptTokens.Add(-l.tokens)
+	live.meter.unanswered[l.start/waitSlot%waitSlots].Add(-1)
+	for _, o := range l.outer() {
+		o.promptTokens.Add(-l.tokens)
 	}
 	l.tokens = 0
+	return true
 }
 
 // Release gives the slot back. Later calls do nothing, so that it can stand in
 // a deferred call behind an early one.
-func (l *Lease) Release() {
+func (l *Lease) Release(now time.Time) {
 	if l == nil || l.released {
 		return
 	}
@@ -105,14 +181,22 @@ func (l *Lease) Release() {
 		live.pulse.answered(0, l.tokens, l.stream, -1)
 	}
 	if l.streaming {
+		l.fold()
 		live.pulse.streams.Add(-1)
 	}
 	l.prefilled()
+	live.meter.context.Add(-l.context)
+	if l.Verdict == inference.VerdictBusy {
+		live.meter.Busied()
+	}
 	if l.probe {
 		live.probing.Store(false)
 	}
 	live.inFlight.Add(-1)
 	for _, o := range l.outer() {
 		o.inFlight.Add(-1)
+	}
+	if l.Watch != nil {
+		l.Watch.Released(l, now)
 	}
 }

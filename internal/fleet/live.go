@@ -18,11 +18,12 @@ const (
 	Stalled                // gives no sign of life
 	Ejected                // taken out by passive health, until an instant
 	Draining               // takes nothing new
+	Standby                // in reserve, not switched on
 	Down                   // failed its active checks, or has no member
 )
 
 // statusNames is indexed by Status.
-var statusNames = [...]string{"open", "full", "cooling", "stalled", "ejected", "draining", "down"}
+var statusNames = [...]string{"open", "full", "cooling", "stalled", "ejected", "draining", "standby", "down"}
 
 // String returns the name used in metrics, logs and the admin API.
 func (s Status) String() string { return statusNames[s] }
@@ -51,8 +52,14 @@ type Live struct {
 	probing      atomic.Bool  // half-open: one request is out
 	coolUntil    atomic.Int64
 	stalledAt    atomic.Int64 // when the stall was last noticed or tested; 0 is not stalled
+	standby      atomic.Bool  // in reserve
+
+	limit  atomic.Int64 // learned: most requests in flight; 0 is not known
+	window atomic.Int64 // learned: prompt tokens outstanding above which nothing more is taken; 0 is not known
+	memory atomic.Int64 // learned: tokens held above which nothing more is taken; 0 is not known
 
 	pulse Pulse
+	meter Meter
 }
 
 // InFlight is the number of attempts that hold a lease.
@@ -178,6 +185,8 @@ func (l *Live) status(now, capacity int64) Status {
 		return Down
 	case l.draining.Load():
 		return Draining
+	case l.standby.Load():
+		return Standby
 	}
 	if until := l.ejectedUntil.Load(); until != 0 && (now < until || l.probing.Load()) {
 		return Ejected
@@ -187,11 +196,50 @@ func (l *Live) status(now, capacity int64) Status {
 		return Stalled
 	case now < l.coolUntil.Load():
 		return Cooling
-	case capacity > 0 && l.inFlight.Load() >= capacity:
+	case !l.room(capacity):
 		return Full
 	}
 	return Open
 }
+
+// room says whether one more request may run: below the configured capacity, the
+// learned limit, and the budgets of prompt tokens and of memory. A budget is only
+// ever overrun by the request that comes last, so that one which is larger than
+// the whole budget runs when nothing else is outstanding.
+func (l *Live) room(capacity int64) bool {
+	n := l.inFlight.Load()
+	if capacity > 0 && n >= capacity {
+		return false
+	}
+	if limit := l.limit.Load(); limit > 0 && n >= limit {
+		return false
+	}
+	if window := l.window.Load(); window > 0 && l.promptTokens.Load() >= window {
+		return false
+	}
+	memory := l.memory.Load()
+	return memory == 0 || n == 0 || l.meter.context.Load() < memory
+}
+
+// SetLimits sets what was learned about the instance: the most requests in flight,
+// and the prompt tokens outstanding and the tokens held above which nothing more
+// is taken. 0 is no limit.
+func (l *Live) SetLimits(requests, promptTokens, memory int64) {
+	l.limit.Store(requests)
+	l.window.Store(promptTokens)
+	l.memory.Store(memory)
+}
+
+// Limits returns what SetLimits set.
+func (l *Live) Limits() (requests, promptTokens, memory int64) {
+	return l.limit.Load(), l.window.Load(), l.memory.Load()
+}
+
+// Meter counts what passes the instance.
+func (l *Live) Meter() *Meter { return &l.meter }
+
+// UpSince is when the node last came back, in Unix nanoseconds; 0 is never.
+func (l *Live) UpSince() int64 { return l.upSince.Load() }
 
 // stalled notices a stall, and lets one request through every stallRetry, or
 // every stallHeld while others wait there, as long as there is no sign of life.
@@ -235,7 +283,8 @@ func (l *Live) take(now, capacity, tokens int64, panicking bool) (ok, probe bool
 		}
 		probe = true
 	}
-	if n := l.inFlight.Add(1); capacity > 0 && n > capacity {
+	n, limit := l.inFlight.Add(1), l.limit.Load()
+	if capacity > 0 && n > capacity || limit > 0 && n > limit {
 		l.inFlight.Add(-1)
 		if probe {
 			l.probing.Store(false)
@@ -246,5 +295,6 @@ func (l *Live) take(now, capacity, tokens int64, panicking bool) (ok, probe bool
 		l.stalledAt.CompareAndSwap(at, now) // this request is the test; the next one waits its turn
 	}
 	l.promptTokens.Add(tokens)
+	l.meter.context.Add(tokens)
 	return true, probe
 }

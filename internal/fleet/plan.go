@@ -70,6 +70,10 @@ type Plan struct {
 	Request    *inference.Request
 	Candidates []Candidate
 
+	// Faithful keeps to the model that was asked for: candidates that stand in for
+	// it are passed over.
+	Faithful bool
+
 	// Cookie, when set, names the session cookie to send with an answer of the
 	// instance, as a whole Set-Cookie value; "" sends none.
 	Cookie func(*Instance) string
@@ -91,20 +95,33 @@ const maxPicks = 4
 // Acquire takes a slot at the best instance that is open and not among tried.
 // When there is none it returns an *inference.Error: overloaded when capacity
 // will come back by itself (with the wait until the first cool-down ends),
-// no_capacity otherwise. What passive health took out is used when nothing else
-// is left, in any candidate: a guess about an instance never refuses a request
-// by itself. It never waits.
-func (p *Plan) Acquire(tried []*Instance) (*Lease, error) {
+// no_capacity otherwise. It never waits.
+func (p *Plan) Acquire(now time.Time, tried []*Instance) (*Lease, error) {
+	lease, _ := p.Take(now, tried)
+	if lease == nil {
+		return nil, p.Refusal(now, tried)
+	}
+	return lease, nil
+}
+
+// Take is Acquire without words: a lease, or nil and the best status found among
+// the instances not tried. What passive health took out is used when nothing else
+// is left, in any candidate: a guess about an instance never refuses a request by
+// itself. But what is only full or cooling is left, and worth waiting for.
+func (p *Plan) Take(now time.Time, tried []*Instance) (*Lease, Status) {
 	q := &p.query
-	*q = Query{Request: p.Request, Now: time.Now().UnixNano(), Tried: tried}
+	*q = Query{Request: p.Request, Now: now.UnixNano(), Tried: tried}
 	for {
 		for i := range p.Candidates {
-			if lease := p.Candidates[i].acquire(q); lease != nil {
-				return lease, nil
+			if c := &p.Candidates[i]; c.Fallback == "" || !p.Faithful {
+				if lease := c.acquire(q); lease != nil {
+					return lease, Open
+				}
 			}
 		}
-		if q.Panic {
-			return nil, p.refusal(q)
+		best, _ := p.best(q)
+		if q.Panic || best <= Cooling {
+			return nil, best
 		}
 		q.Panic = true
 	}
@@ -127,12 +144,16 @@ func (c *Candidate) acquire(q *Query) *Lease {
 
 // take reserves the slot on the instance behind n.
 func (c *Candidate) take(n *Node, q *Query) *Lease {
-	tokens := q.Request.PromptTokens()
+	tokens := max(1, q.Request.PromptTokens())
 	ok, probe := n.Live.take(q.Now, n.Capacity, tokens, q.Panic)
 	if !ok {
 		return nil
 	}
-	l := &Lease{Instance: n.instance, Candidate: c, Panic: q.Panic, tokens: tokens, probe: probe, stream: q.Request.Stream}
+	l := &Lease{
+		Instance: n.instance, Candidate: c, Panic: q.Panic, Class: q.Request.Class, start: q.Now,
+		tokens: tokens, context: tokens, ahead: n.Live.PromptTokens(), probe: probe, stream: q.Request.Stream,
+	}
+	n.Live.meter.unanswered[q.Now/waitSlot%waitSlots].Add(1)
 	for _, live := range l.outer() {
 		live.inFlight.Add(1)
 		live.promptTokens.Add(tokens)
@@ -140,11 +161,15 @@ func (c *Candidate) take(n *Node, q *Query) *Lease {
 	return l
 }
 
-// refusal says why no instance could be had.
-func (p *Plan) refusal(q *Query) error {
-	var soonest int64
-	best := Down
-	for _, c := range p.Candidates {
+// best is the best status among the instances not tried, and the end of the first
+// cool-down among them in Unix nanoseconds, 0 without one.
+func (p *Plan) best(q *Query) (best Status, soonest int64) {
+	best = Down
+	for i := range p.Candidates {
+		c := &p.Candidates[i]
+		if c.Fallback != "" && p.Faithful {
+			continue
+		}
 		for _, i := range c.Pool.Instances {
 			if q.tried(i.Live) {
 				continue
@@ -156,6 +181,14 @@ func (p *Plan) refusal(q *Query) error {
 			}
 		}
 	}
+	return best, soonest
+}
+
+// Refusal says why no instance could be had: an *inference.Error.
+func (p *Plan) Refusal(now time.Time, tried []*Instance) error {
+	q := &p.query
+	*q = Query{Request: p.Request, Now: now.UnixNano(), Tried: tried}
+	best, soonest := p.best(q)
 	if best <= Cooling {
 		e := inference.Errorf(inference.CodeOverloaded, "the servers of model %q are busy", p.Request.Model)
 		e.Reason = best.String()

@@ -36,6 +36,8 @@ type PoolLayout struct {
 	Surfaces    []inference.Surface
 	MaxInFlight int64 // default for targets that do not say
 	SlowStart   time.Duration
+	Provider    bool     // a hosted account, not servers of our own
+	Standby     bool     // takes nothing until SetReserve(true)
 	Static      []Target // instances written in the configuration
 }
 
@@ -52,6 +54,7 @@ type Fleet struct {
 		learned map[string]map[string]string // pool name -> models its instances list
 		lives   map[string]*Live
 		watch   map[chan struct{}]struct{}
+		reserve bool // standby pools take work
 	}
 }
 
@@ -128,6 +131,15 @@ func (f *Fleet) Learn(pool string, models []string) {
 	}
 }
 
+// SetReserve lets the pools that stand by take work, or stops that. What they have
+// in flight ends in its own time.
+func (f *Fleet) SetReserve(on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.reserve = on
+	f.snap.Load().Instances(func(i *Instance) { i.Live.standby.Store(i.Pool.Standby && !on) })
+}
+
 // Watch returns a channel that gets a value after the snapshot changed; values
 // are merged. stop ends it.
 func (f *Fleet) Watch() (changed <-chan struct{}, stop func()) {
@@ -145,7 +157,7 @@ func (f *Fleet) Watch() (changed <-chan struct{}, stop func()) {
 // rebuild makes the next snapshot from the layout and what was found. The
 // caller holds mu.
 func (f *Fleet) rebuild() error {
-	b := builder{lives: f.mu.lives, used: make(map[string]bool)}
+	b := builder{lives: f.mu.lives, used: make(map[string]bool), reserve: f.mu.reserve}
 	next := &Snapshot{Version: f.snap.Load().Version + 1, instances: make(map[string]*Instance)}
 	for _, rl := range f.mu.layout.Regions {
 		r, err := b.region(rl, f.mu.found, f.mu.learned)
@@ -174,8 +186,9 @@ func (f *Fleet) rebuild() error {
 
 // builder makes the nodes of one snapshot.
 type builder struct {
-	lives map[string]*Live
-	used  map[string]bool
+	lives   map[string]*Live
+	used    map[string]bool
+	reserve bool
 }
 
 // live finds or makes the counters of a node.
@@ -215,7 +228,7 @@ func (b *builder) pool(r *Region, pl PoolLayout, models map[string]string, targe
 	name := r.Name + "/" + pl.Name
 	p := &Pool{
 		Node:   newNode(name, pl.Weight, pl.Backup, b.live(name)),
-		Region: r, Label: pl.Name, Models: models, Surfaces: pl.Surfaces,
+		Region: r, Label: pl.Name, Models: models, Surfaces: pl.Surfaces, Provider: pl.Provider, Standby: pl.Standby,
 	}
 	p.children = []*Node{}
 	for _, t := range targets {
@@ -229,6 +242,7 @@ func (b *builder) pool(r *Region, pl PoolLayout, models map[string]string, targe
 		}
 		i := &Instance{Node: newNode(id, t.Weight, t.Backup, b.live(id)), Pool: p, URL: u}
 		i.instance = i
+		i.Live.standby.Store(pl.Standby && !b.reserve)
 		i.SlowStart = pl.SlowStart
 		if i.Capacity = t.MaxInFlight; i.Capacity == 0 {
 			i.Capacity = pl.MaxInFlight

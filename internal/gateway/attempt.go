@@ -34,7 +34,7 @@ type attempt struct {
 // nothing is streamed. Its error is that of the first failure.
 func (f *flight) win() (*attempt, error) {
 	for {
-		lease, err := f.plan.Acquire(f.tried)
+		lease, err := f.plan.Acquire(time.Now(), f.tried)
 		if err != nil {
 			return nil, f.firstError(err)
 		}
@@ -250,7 +250,8 @@ func (f *flight) settle(a *attempt, err error) {
 		}
 	}
 	f.g.health.Observe(a.lease, failure)
-	a.lease.Release()
+	a.lease.Verdict, a.lease.Usage = rec.Verdict, f.rec.Usage
+	a.lease.Release(now)
 	f.rec.Attempts = append(f.rec.Attempts, rec)
 	if from := later(a.start, f.waited); now.After(from) { // attempts in parallel count once
 		f.rec.Upstream += now.Sub(from)

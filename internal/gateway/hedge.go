@@ -35,7 +35,7 @@ func (f *flight) second(a *attempt) *attempt {
 	if !f.set.budget.spend(now, false) {
 		return nil
 	}
-	lease, err := f.plan.Acquire(f.tried)
+	lease, err := f.plan.Acquire(time.Now(), f.tried)
 	if err != nil {
 		return nil
 	}

@@ -121,7 +121,7 @@ func (r *rig) lease(host string) *fleet.Lease {
 	r.t.Helper()
 	p := fleet.NewPlan(&inference.Request{})
 	p.Candidates = append(p.Candidates, fleet.Candidate{Pool: r.instance(host).Pool, Picker: only(host)})
-	l, err := p.Acquire(nil)
+	l, err := p.Acquire(time.Now(), nil)
 	if err != nil {
 		r.t.Fatalf("no lease at %s: %v", host, err)
 	}
@@ -131,7 +131,7 @@ func (r *rig) lease(host string) *fleet.Lease {
 // end ends an attempt with a verdict.
 func (r *rig) end(l *fleet.Lease, failure *inference.Failure) {
 	r.Observe(l, failure)
-	l.Release()
+	l.Release(time.Now())
 }
 
 // attempt is one attempt at a host from start to end.

@@ -70,11 +70,11 @@ func newClient(r *route.Router, n int) *client {
 func (c *client) send(t *testing.T) (i *fleet.Instance, set string) {
 	t.Helper()
 	p := mustPlan(t, c.router, c.req)
-	l, err := p.Acquire(nil)
+	l, err := p.Acquire(time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Release()
+	l.Release(time.Now())
 	if p.Cookie != nil {
 		if set = p.Cookie(l.Instance); set != "" {
 			c.cookie, _, _ = strings.Cut(set, ";")
@@ -151,7 +151,7 @@ func TestAffinityAvoidsTheTried(t *testing.T) {
 	p := mustPlan(t, r, newClient(r, 1).req)
 	var tried []*fleet.Instance
 	for range 27 {
-		l, err := p.Acquire(tried)
+		l, err := p.Acquire(time.Now(), tried)
 		if err != nil {
 			t.Fatalf("after %d: %v", len(tried), err)
 		}
@@ -219,11 +219,11 @@ func TestCookieCannotBeMadeUp(t *testing.T) {
 	stays := 0
 	for range 27 {
 		p := mustPlan(t, r, c.req)
-		l, err := p.Acquire(nil)
+		l, err := p.Acquire(time.Now(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Release()
+		l.Release(time.Now())
 		if l.Instance.Name == home.Name {
 			stays++
 		}
@@ -297,11 +297,11 @@ func FuzzCookie(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l, err := p.Acquire(nil)
+			l, err := p.Acquire(time.Now(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.Release()
+			l.Release(time.Now())
 			if len(req.Header["Cookie"]) == 2 && !strings.Contains(line, "spillway_session=") && l.Instance != want {
 				t.Fatalf("got %s", l.Instance.Name)
 			}
@@ -323,10 +323,10 @@ func BenchmarkPlanWithCookie(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		l, err := p.Acquire(nil)
+		l, err := p.Acquire(time.Now(), nil)
 		if err != nil {
 			b.Fatal(err)
 		}
-		l.Release()
+		l.Release(time.Now())
 	}
 }

@@ -140,11 +140,11 @@ func ExampleRouter() {
 		if err != nil {
 			panic(err)
 		}
-		lease, err := plan.Acquire(nil)
+		lease, err := plan.Acquire(time.Now(), nil)
 		if err != nil {
 			panic(err)
 		}
-		defer lease.Release()
+		defer lease.Release(time.Now())
 		fmt.Println(lease.Instance.Name, lease.Candidate.Model)
 	}
 	_, err = r.Plan(context.Background(), &inference.Request{Fields: inference.Fields{Model: "gpt"}})

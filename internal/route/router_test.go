@@ -82,11 +82,11 @@ func order(p *fleet.Plan) string {
 // test or its end.
 func run(tb testing.TB, r *route.Router, req *inference.Request) *fleet.Lease {
 	tb.Helper()
-	l, err := mustPlan(tb, r, req).Acquire(nil)
+	l, err := mustPlan(tb, r, req).Acquire(time.Now(), nil)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(l.Release)
+	tb.Cleanup(func() { l.Release(time.Now()) })
 	return l
 }
 
@@ -185,20 +185,20 @@ func TestSpill(t *testing.T) {
 	step("eu/spot", 1)
 	step("us/far", 2)
 	step("spare/cloud", 1)
-	_, err := mustPlan(t, r, ask("m")).Acquire(nil)
+	_, err := mustPlan(t, r, ask("m")).Acquire(time.Now(), nil)
 	var e *inference.Error
 	if !errors.As(err, &e) || e.Code != inference.CodeOverloaded {
 		t.Fatalf("everything full: got %v", err)
 	}
 	for _, l := range held[:5] { // gpu and one of cpu
-		l.Release()
+		l.Release(time.Now())
 	}
 	cpu.Live.SetDraining(true)
 	step("eu/gpu", 2) // back home, one on each; the backups are left alone
 	for _, host := range []string{"gpu0:1", "gpu1:1"} {
 		at(t, f, host).Live.SetDown(true, 0)
 	}
-	held[7].Release() // one of us
+	held[7].Release(time.Now()) // one of us
 	step("us/far", 1)
 	at(t, f, "gpu1:1").Live.SetDown(false, 0)
 	step("eu/gpu", 1)
@@ -300,7 +300,7 @@ func TestFallbacksAreBalanced(t *testing.T) {
 		}
 		gpu.SetDraining(true)
 		l := run(t, r, ask("m"))
-		l.Release()
+		l.Release(time.Now())
 		got[l.Instance.Pool.Name]++
 		gpu.SetDraining(false)
 	}
@@ -312,7 +312,7 @@ func TestFallbacksAreBalanced(t *testing.T) {
 func TestPlanFollowsTheFleet(t *testing.T) {
 	f := routetest.Fleet(t, region("eu", pool("gpu", 0, 0)))
 	r := newRouter(t, route.Default(), nil, f)
-	if _, err := mustPlan(t, r, ask("m")).Acquire(nil); err == nil {
+	if _, err := mustPlan(t, r, ask("m")).Acquire(time.Now(), nil); err == nil {
 		t.Fatal("a pool without instances gave a slot")
 	}
 	f.Update("eu/gpu", []fleet.Target{{URL: "http://new:1"}})
@@ -367,7 +367,7 @@ func TestAnsweredReachesThePolicy(t *testing.T) {
 			q := req()
 			home = run(t, r, q)
 			r.Answered(q, home, inference.Usage{PromptTokens: 4096, CachedTokens: cached})
-			home.Release()
+			home.Release(time.Now())
 		}
 		if l := run(t, r, req()); l.Instance != home.Instance {
 			moved++
@@ -394,10 +394,10 @@ func TestPlanUnderRaces(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if l, err := p.Acquire(nil); err == nil {
+				if l, err := p.Acquire(time.Now(), nil); err == nil {
 					_ = p.Cookie(l.Instance)
 					r.Answered(req, l, inference.Usage{PromptTokens: 500, CachedTokens: int64(g * 100)})
-					l.Release()
+					l.Release(time.Now())
 				}
 			}
 		})
@@ -445,11 +445,11 @@ func BenchmarkPlan(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				l, err := p.Acquire(nil)
+				l, err := p.Acquire(time.Now(), nil)
 				if err != nil {
 					b.Fatal(err)
 				}
-				l.Release()
+				l.Release(time.Now())
 			}
 		})
 	}

@@ -42,9 +42,18 @@ func (d *dice) float() float64 { return float64(d.next()>>11) / (1 << 53) }
 // cost rates a node for one more request; lower is better.
 type cost func(now int64, n *fleet.Node) float64
 
-// loadPerWeight is the load after one more request, by weight.
+// loadPerWeight is how full the node is with one more request, by weight: its
+// share of the learned limit and of the window of prompt tokens where they are
+// known, else the number of requests.
 func loadPerWeight(now int64, n *fleet.Node) float64 {
-	return float64(n.Live.Load(now)+1) / n.EffectiveWeight(now)
+	load := float64(n.Live.Load(now) + 1)
+	if limit, window, _ := n.Live.Limits(); limit > 0 {
+		load /= float64(limit)
+		if window > 0 {
+			load += float64(n.Live.PromptTokens()) / float64(window)
+		}
+	}
+	return load / n.EffectiveWeight(now)
 }
 
 // lowest returns the open node of the lowest cost. Equals are told apart by

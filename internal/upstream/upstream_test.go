@@ -71,16 +71,16 @@ const (
 // open makes one attempt.
 func (r *rig) open(ctx context.Context, req *inference.Request) (*upstream.Answer, func(), error) {
 	r.t.Helper()
-	lease, err := testkit.Plan(r.fleet, req).Acquire(nil)
+	lease, err := testkit.Plan(r.fleet, req).Acquire(time.Now(), nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	a, err := r.client.Open(ctx, req, lease)
 	if err != nil {
-		lease.Release()
+		lease.Release(time.Now())
 		return nil, func() {}, err
 	}
-	return a, func() { a.Close(); lease.Release() }, nil
+	return a, func() { a.Close(); lease.Release(time.Now()) }, nil
 }
 
 // soon is an instant far enough for anything on loopback.
@@ -646,11 +646,11 @@ func TestEarlyRefusalOfALargeBodyIsRead(t *testing.T) {
 	}
 	f := testkit.Fleet(t, ln)
 	req := request(t, `{"model":"m","messages":["`+strings.Repeat("x", 8<<20)+`"]}`, nil)
-	lease, err := testkit.Plan(f, req).Acquire(nil)
+	lease, err := testkit.Plan(f, req).Acquire(time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lease.Release()
+	defer lease.Release(time.Now())
 	a, err := client.Open(context.Background(), req, lease)
 	if err == nil {
 		_, err = a.Head(soon())

@@ -214,7 +214,7 @@ func TestFleetMetrics(t *testing.T) {
 	drained.Live.ObserveTTFT(time.Now().UnixNano(), 250*time.Millisecond)
 	plan := fleet.NewPlan(newRecord().Request)
 	plan.Candidates = append(plan.Candidates, fleet.Candidate{Pool: f.Snapshot().Regions[0].Pools[0], Model: "meta-llama", Picker: first{}})
-	lease, err := plan.Acquire(nil)
+	lease, err := plan.Acquire(time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestFleetMetrics(t *testing.T) {
 		`spillway_fleet_pool_instances{pool="eu/gpu",region="eu",status="open"}`:                                      1,
 		`spillway_fleet_pool_instances{pool="eu/gpu",region="eu",status="down"}`:                                      0,
 	})
-	lease.Release()
+	lease.Release(time.Now())
 	check(t, gather(t, r), map[string]float64{"spillway_fleet_instance_in_flight" + one: 0})
 }
 

@@ -95,7 +95,7 @@ func Hold(tb testing.TB, i *fleet.Instance, n int, req *inference.Request) (rele
 	plan.Candidates = append(plan.Candidates, fleet.Candidate{Pool: i.Pool, Model: req.Model, Picker: only{i.Live}})
 	var held []*fleet.Lease
 	for range n {
-		l, err := plan.Acquire(nil)
+		l, err := plan.Acquire(time.Now(), nil)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -103,7 +103,7 @@ func Hold(tb testing.TB, i *fleet.Instance, n int, req *inference.Request) (rele
 	}
 	release = func() {
 		for _, l := range held {
-			l.Release()
+			l.Release(time.Now())
 		}
 	}
 	tb.Cleanup(release)

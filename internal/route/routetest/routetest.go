@@ -288,11 +288,11 @@ func (s *suite) weights(t *testing.T) {
 	for n := range uint64(held) {
 		plan := fleet.NewPlan(Request(n))
 		plan.Candidates = append(plan.Candidates, fleet.Candidate{Pool: pool, Model: "m", Picker: p})
-		l, err := plan.Acquire(nil)
+		l, err := plan.Acquire(time.Now(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Release()
+		defer l.Release(time.Now())
 	}
 	for _, i := range pool.Instances {
 		got, want := float64(i.Live.InFlight()), held*float64(i.Weight)/float64(total)

@@ -1,0 +1,82 @@
+package fleet
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Meter counts what passes an instance, for those who learn from it: admission
+// takes the difference of two readings. All counters but Context only grow. All
+// methods are safe for concurrent use.
+type Meter struct {
+	gaps       atomic.Int64
+	gapNanos   atomic.Int64
+	late       atomic.Int64
+	firsts     atomic.Int64
+	firstNanos atomic.Int64
+	ahead      atomic.Int64
+	prefilled  atomic.Int64
+	context    atomic.Int64
+	busy       atomic.Int64
+	ended      atomic.Int64
+	slow       atomic.Int64
+	unanswered [waitSlots]atomic.Int32
+}
+
+// Reading is the state of a Meter.
+type Reading struct {
+	Gaps     int64         // gaps between two events of a stream
+	GapTime  time.Duration // their sum
+	Late     int64         // gaps of more than lateGaps times the mean: the sequence stood still
+	Firsts   int64         // first tokens
+	FirstAll time.Duration // sum of the times from the lease to the first token
+	Ahead    int64         // sum over first tokens of the prompt tokens outstanding when the lease was taken, its own included
+	Prompt   int64         // prompt tokens whose first token has come
+	Context  int64         // tokens that running sequences hold: prompts and what was generated
+	Busy     int64         // answers that said busy
+	Ended    int64         // streams that ended whole and were judged
+	Slow     int64         // those of them whose time per token was over its objective
+}
+
+// lateGaps is how many mean gaps make a gap late. An engine that runs out of KV
+// memory preempts sequences, which then stand still for a whole recompute.
+const lateGaps = 10
+
+// Layout of the record of when unanswered leases were taken: a minute in tenths of
+// a second, so that it costs one atomic add at each end.
+const (
+	waitSlots = 600
+	waitSlot  = int64(100 * time.Millisecond)
+)
+
+// Read returns the state. Counters are read one after the other.
+func (m *Meter) Read() Reading {
+	return Reading{
+		Gaps: m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()), Late: m.late.Load(),
+		Firsts: m.firsts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
+		Prompt: m.prefilled.Load(), Context: m.context.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
+	}
+}
+
+// Oldest is how long the oldest lease without a first token has been held at now
+// (Unix nanoseconds), in steps of 100 ms and up to a minute.
+func (m *Meter) Oldest(now int64) time.Duration {
+	slot := now / waitSlot
+	for age := int64(waitSlots - 1); age > 0; age-- {
+		if m.unanswered[(slot-age+waitSlots)%waitSlots].Load() > 0 {
+			return time.Duration(age * waitSlot)
+		}
+	}
+	return 0
+}
+
+// Judge counts a stream that ended whole, and whether it was too slow.
+func (m *Meter) Judge(slow bool) {
+	m.ended.Add(1)
+	if slow {
+		m.slow.Add(1)
+	}
+}
+
+// Busied counts an answer that said busy.
+func (m *Meter) Busied() { m.busy.Add(1) }
