@@ -48,6 +48,9 @@ type Error struct {
 	Reason     string        // a machine-readable cause for logs and X-Spillway-Reason
 	RetryAfter time.Duration // when trying again makes sense; 0 is unknown
 	NoRetry    bool          // trying again cannot help: x-should-retry: false
+	Ticket     string        // reserves a slot for the return; "" is none
+	Position   int           // in the queue, from 1; 0 is not known
+	Predicted  time.Duration // the wait as it was predicted; 0 is not known
 	Err        error         // the cause; never shown to the client
 }
 

@@ -140,10 +140,23 @@ type Fields struct {
 	// IncludeUsage says that the client itself asked for stream_options.include_usage.
 	IncludeUsage bool
 
+	// Rebuild says that the answer, which the client wants in one piece, can be put
+	// together from a stream of the same request: chat and completions with one
+	// choice and members that are known to change nothing but the tokens.
+	Rebuild bool
+
+	Images      int   // image parts in the prompt
+	PromptBytes int64 // of the prompt as JSON text, without its image parts
+
 	ModelAt         Span // the model's value, quotes included
 	PromptAt        Span // the value of messages, prompt or input
+	StreamAt        Span // the value of stream
 	StreamOptionsAt Span // the value of stream_options
 	UsageAt         Span // the value of stream_options.include_usage
+
+	// MaxTokensAt are the values of max_tokens, max_completion_tokens and
+	// max_output_tokens, in this order; a value may be null.
+	MaxTokensAt [3]Span
 }
 
 // Request is one client request as Spillway understood it. It is built once by
@@ -161,18 +174,31 @@ type Request struct {
 	RawQuery string        // the URL's query as received
 	Body     []byte        // as received
 	Wait     time.Duration // longest wait for a first token the client allows; 0 is the deadline
+
+	Ticket    string // a return ticket that the client shows, as it came; "" is none
+	Retry     int    // which retry the client's SDK says this is; 0 is the first try
+	DegradeOK bool   // the client takes a lesser answer rather than none
+
 	Fields
 }
 
-// PromptTokens estimates the prompt's length in tokens at 4 bytes a token,
-// which needs no tokenizer and is good enough to rank instances
-// (llm-d router, tokenizer-free estimate).
+// ImageTokens is what an image is reckoned to cost in prompt tokens, whatever its
+// size: between 576 (LLaVA-1.5) and 1,369 (Qwen2-VL, one for 28 x 28 pixels of
+// 1036 x 1036). Its bytes in the body say next to nothing.
+const ImageTokens = 1000
+
+// PromptTokens estimates the prompt's length in tokens at 4 bytes of text a
+// token, which needs no tokenizer and is good enough to rank instances
+// (llm-d router, tokenizer-free estimate), and ImageTokens an image.
 func (r *Request) PromptTokens() int64 {
-	n := r.PromptAt.Len()
+	n := r.PromptBytes
 	if n <= 0 {
-		n = len(r.Body)
+		n = int64(r.PromptAt.Len())
 	}
-	return int64(n+3) / 4
+	if n <= 0 {
+		n = int64(len(r.Body))
+	}
+	return (n+3)/4 + ImageTokens*int64(r.Images)
 }
 
 // Prompt returns the bytes of messages, prompt or input as received.

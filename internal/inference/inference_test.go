@@ -62,6 +62,10 @@ func TestPromptTokens(t *testing.T) {
 	if r.PromptTokens() != 2 || len(r.Prompt()) != 5 {
 		t.Errorf("got %d tokens, %d bytes; want 2, 5", r.PromptTokens(), len(r.Prompt()))
 	}
+	r.PromptBytes, r.Images = 3, 2
+	if got := r.PromptTokens(); got != 1+2*inference.ImageTokens {
+		t.Errorf("with images: got %d", got)
+	}
 }
 
 func TestGaps(t *testing.T) {
