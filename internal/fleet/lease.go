@@ -25,6 +25,7 @@ type Lease struct {
 	// What whoever admitted the attempt wants of it and of its end.
 	Watch     Watcher         // nil is nobody
 	Tag       any             // the watcher's own
+	Payer     any             // the watcher's own
 	Charge    float64         // the watcher's own
 	Class     inference.Class // the request's
 	MaxTokens int64           // most output tokens to ask for; 0 is as the client asked
@@ -94,12 +95,12 @@ func (l *Lease) FirstToken(now time.Time, ttft time.Duration, stream bool) {
 		o.ObserveTTFT(at, ttft)
 		o.pulse.of(l.stream).first.Observe(ttft)
 	}
+	live.meter.prefilled.Add(l.tokens)
 	if stream {
 		m := &live.meter
 		m.firsts.Add(1)
 		m.firstNanos.Add(at - l.start)
 		m.ahead.Add(l.ahead)
-		m.prefilled.Add(l.tokens)
 		l.streaming, l.first, l.last, l.folded = true, at, at, at
 		live.pulse.streams.Add(1)
 	}
@@ -143,10 +144,14 @@ func (l *Lease) fold() {
 	average(&live.pulse.gap, span/l.events)
 	live.meter.gaps.Add(l.events)
 	live.meter.gapNanos.Add(span)
-	live.meter.context.Add(l.events)
-	l.context += l.events
+	tokens := int64(float64(l.events) * live.meter.PerEvent())
+	live.meter.context.Add(tokens)
+	l.context += tokens
 	l.events, l.folded = 0, l.last
 }
+
+// Start is when the lease was taken.
+func (l *Lease) Start() time.Time { return time.Unix(0, l.start) }
 
 // Pace is the stream's number of gaps between events and their sum.
 func (l *Lease) Pace() (gaps int64, sum time.Duration) {

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -20,6 +21,7 @@ type Meter struct {
 	busy       atomic.Int64
 	ended      atomic.Int64
 	slow       atomic.Int64
+	perEvent   atomic.Uint64 // float64 bits: output tokens an event carries; 0 is not known
 	unanswered [waitSlots]atomic.Int32
 }
 
@@ -76,6 +78,26 @@ func (m *Meter) Judge(slow bool) {
 	if slow {
 		m.slow.Add(1)
 	}
+}
+
+// Calibrate learns from a whole stream how many output tokens an event carries:
+// engines that speculate or that bundle send several at once. One stream moves the
+// mean by a sixteenth.
+func (m *Meter) Calibrate(tokens, events int64) {
+	if tokens <= 0 || events <= 0 {
+		return
+	}
+	old := m.PerEvent()
+	m.perEvent.Store(math.Float64bits(old + (float64(tokens)/float64(events)-old)/16))
+}
+
+// PerEvent is the mean number of output tokens that an event carries, 1 until
+// something else was learned.
+func (m *Meter) PerEvent() float64 {
+	if bits := m.perEvent.Load(); bits != 0 {
+		return math.Float64frombits(bits)
+	}
+	return 1
 }
 
 // Busied counts an answer that said busy.

@@ -16,6 +16,7 @@ type Query struct {
 	Rand    uint64 // fresh for each pick
 	Tried   []*Instance
 	Panic   bool // nothing is open: instances that passive health took out count as open
+	tokens  int64
 }
 
 // Open says whether n can take the request now and was not tried before.
@@ -70,6 +71,10 @@ type Plan struct {
 	Request    *inference.Request
 	Candidates []Candidate
 
+	// Tokens is the length of the prompt in tokens as budgets count it; 0 takes the
+	// request's own estimate.
+	Tokens int64
+
 	// Faithful keeps to the model that was asked for: candidates that stand in for
 	// it are passed over.
 	Faithful bool
@@ -110,7 +115,7 @@ func (p *Plan) Acquire(now time.Time, tried []*Instance) (*Lease, error) {
 // itself. But what is only full or cooling is left, and worth waiting for.
 func (p *Plan) Take(now time.Time, tried []*Instance) (*Lease, Status) {
 	q := &p.query
-	*q = Query{Request: p.Request, Now: now.UnixNano(), Tried: tried}
+	*q = Query{Request: p.Request, Now: now.UnixNano(), Tried: tried, tokens: p.Tokens}
 	for {
 		for i := range p.Candidates {
 			if c := &p.Candidates[i]; c.Fallback == "" || !p.Faithful {
@@ -144,7 +149,10 @@ func (c *Candidate) acquire(q *Query) *Lease {
 
 // take reserves the slot on the instance behind n.
 func (c *Candidate) take(n *Node, q *Query) *Lease {
-	tokens := max(1, q.Request.PromptTokens())
+	tokens := q.tokens
+	if tokens == 0 {
+		tokens = max(1, q.Request.PromptTokens())
+	}
 	ok, probe := n.Live.take(q.Now, n.Capacity, tokens, q.Panic)
 	if !ok {
 		return nil
