@@ -58,7 +58,7 @@ func TestDefaults(t *testing.T) {
 	f, d := parse(t, fleet), config.Default()
 	for name, pair := range map[string][2]any{
 		"api": {f.API, d.API}, "admin": {f.Admin, d.Admin}, "identity": {f.Identity, d.Identity}, "route": {f.Route, d.Route},
-		"gateway": {f.Gateway, d.Gateway}, "usage": {f.Usage, d.Usage}, "telemetry": {f.Telemetry, d.Telemetry},
+		"gateway": {f.Gateway, d.Gateway}, "usage": {f.Usage, d.Usage}, "telemetry": {f.Telemetry, d.Telemetry}, "store": {f.Store, d.Store},
 	} {
 		if diff := cmp.Diff(pair[1], pair[0]); diff != "" {
 			t.Errorf("%s: %s", name, diff)
@@ -180,6 +180,8 @@ fleet:
           instances: [http://c:1]
     - name: eu
       pools: []
+store:
+  directory: /dev/null
 `)
 	want := map[string]int{ // key path -> line
 		"api.listen": 2, "api.max_body": 3, "api.trusted_proxies": 5, "gateway.retry.attempts": 9,
@@ -187,6 +189,7 @@ fleet:
 		"fleet.regions[0].pools[0].instances[1]": 19, "fleet.regions[0].pools[0].instances[2]": 20,
 		"fleet.regions[0].pools[0].upstream.connect_timeout": 22, "fleet.regions[0].pools[0].surfaces[1]": 23,
 		"fleet.regions[0].pools[1].instances": 24, "fleet.regions[0].pools[2].name": 25, "fleet.regions[1].name": 27, "fleet.regions[1].pools": 28,
+		"store.directory": 30,
 	}
 	found := make(map[string]int)
 	last := 0
@@ -222,7 +225,7 @@ func TestMistakesOfForm(t *testing.T) {
 		"empty":             {"", []string{"fleet.regions: at least one region"}},
 		"comments only":     {"# nothing\n", []string{"fleet.regions: at least one region"}},
 		"no regions":        {"api:\n  listen: :1\n", []string{"at least one region"}},
-		"unknown section":   {fleet + "apu: 1\n", []string{`f.yaml:8: apu: unknown key "apu"; known are admin, api, fleet, gateway, identity, route, telemetry, usage`}},
+		"unknown section":   {fleet + "apu: 1\n", []string{`f.yaml:8: apu: unknown key "apu"; known are admin, api, fleet, gateway, identity, route, store, telemetry, usage`}},
 		"unknown key":       {fleet + "gateway:\n  retry:\n    attempt: 3\n", []string{`f.yaml:10: gateway.retry.attempt: unknown key "attempt"; known are attempts,`}},
 		"unknown in a list": {strings.Replace(fleet, "- name: gpu", "- name: gpu\n          wieght: 2", 1), []string{`f.yaml:7: fleet.regions[0].pools[0].wieght: unknown key "wieght"; known are affinity, backup,`}},
 		"unknown inline":    {strings.Replace(fleet, "- name: eu", "- name: eu\n      polcy: random", 1), []string{`f.yaml:5: fleet.regions[0].polcy: unknown key "polcy"`}},
@@ -467,7 +470,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", path, strings.Join(got[path], " "), want)
 		}
 	}
-	for _, section := range []string{"api", "admin", "identity", "route", "gateway", "usage", "telemetry", "fleet"} {
+	for _, section := range []string{"api", "admin", "identity", "route", "gateway", "usage", "telemetry", "store", "fleet"} {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(got)), func(k string) bool { return strings.HasPrefix(k, section+".") }) {
 			t.Errorf("nothing is said of %s", section)
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/route"
+	"github.com/spillway/spillway/internal/store"
 	"github.com/spillway/spillway/internal/telemetry"
 	"github.com/spillway/spillway/internal/upstream"
 	"github.com/spillway/spillway/internal/usage"
@@ -43,6 +44,8 @@ type File struct {
 	Usage usage.Config `yaml:"usage"`
 	// Logs and traces.
 	Telemetry telemetry.Config `yaml:"telemetry"`
+	// What must survive a restart.
+	Store store.Config `yaml:"store"`
 	// Regions, pools and instances.
 	Fleet Fleet `yaml:"fleet"`
 
@@ -185,7 +188,7 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 func Default() *File {
 	return &File{
 		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(),
-		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(),
+		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(), Store: store.Default(),
 		doc: &document{env: map[string]string{}},
 	}
 }
@@ -255,6 +258,7 @@ func (f *File) validate() Mistakes {
 	section("gateway", f.Gateway.Validate())
 	section("usage", f.Usage.Validate())
 	section("telemetry", f.Telemetry.Validate())
+	section("store", f.Store.Validate())
 	section("fleet", f.validateFleet(section))
 	return mistakes
 }
