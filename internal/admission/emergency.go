@@ -147,18 +147,19 @@ type Emergency struct {
 	onDesc, endDesc *prometheus.Desc
 	live            atomic.Pointer[EmergencyState] // as ordered: expiry is judged by the reader
 	expiry          atomic.Int64                   // of orders that name none, ns
-	untidy          atomic.Bool                    // what was found at the start is to be cleared away
+	untidy          atomic.Bool                    // mu.tidy is set
 
 	mu struct {
 		sync.Mutex
-		broken []byte // what was found at the start and could not be read; nil is nothing
+		tidy func() // says what was found at the start, and clears it away when it is of no use
 	}
 }
 
 // NewEmergency returns the switch as it was kept: on when an emergency that was
-// ordered before a restart goes on, else off. A nil keep forgets everything. The
-// error is that of a wrong configuration; what cannot be read is reported to log
-// and leaves the switch off.
+// ordered before a restart goes on, else off; what cannot be read leaves it off. A
+// nil keep forgets everything. The error is that of a wrong configuration. It
+// neither logs nor writes: a command that builds a gateway without running it leaves
+// no trace. The first Tick or order does both.
 func NewEmergency(cfg EmergencyConfig, keep Keeper, log *slog.Logger) (*Emergency, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -251,6 +252,9 @@ func checkOrder(by Operator, reason string, expiry time.Duration) error {
 	if err := checkLine(by.Name, maxBy); err != nil {
 		return fmt.Errorf("by: %w", err)
 	}
+	if err := checkLine(by.From, maxBy); err != nil {
+		return fmt.Errorf("from: %w", err)
+	}
 	if err := checkLine(reason, maxReason); err != nil {
 		return fmt.Errorf("reason: %w", err)
 	}
@@ -328,9 +332,7 @@ func (e *Emergency) expire(now time.Time) {
 	}
 	e.live.Store(&EmergencyState{Profile: was.Profile})
 	e.audit("emergency mode has expired", was, was.By)
-	if err := e.keep.Remove(emergencyFile); err != nil {
-		e.log.Error("an emergency that is over could not be forgotten; a restart will ignore it", "err", err)
-	}
+	e.forget()
 }
 
 // audit writes the one line of a change. s is the emergency that it is about.

@@ -62,51 +62,60 @@ func decodeEmergency(data []byte) (*EmergencyState, error) {
 	return &EmergencyState{On: true, Since: k.Since, Until: k.Until, By: by, Reason: k.Reason}, nil
 }
 
-// restore reads what was kept. It writes nothing: a command that builds a gateway
-// without running it must leave no trace.
+// restore reads what was kept, and leaves to tidy what there is to say and to do
+// about it.
 func (e *Emergency) restore(now time.Time) {
 	data, err := e.keep.Read(emergencyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
+	e.untidy.Store(true)
 	if err != nil {
-		e.log.Error("what was kept of the emergency mode cannot be read; it begins switched off", "err", err)
+		e.mu.tidy = func() {
+			e.log.Error("what was kept of the emergency mode cannot be read; it begins switched off", "err", err)
+		}
 		return
 	}
 	kept, err := decodeEmergency(data)
-	if err != nil {
-		e.log.Error("what was kept of the emergency mode is broken; it begins switched off", "file", emergencyFile, "set_aside_as", emergencyBroken, "err", err)
-		e.mu.broken = data
-		e.untidy.Store(true)
-		return
+	switch {
+	case err != nil:
+		e.mu.tidy = func() {
+			e.log.Error("what was kept of the emergency mode is broken; it begins switched off", "file", emergencyFile, "set_aside_as", emergencyBroken, "err", err)
+			e.setAside(data)
+		}
+	case !kept.on(now):
+		e.mu.tidy = e.forget
+	default:
+		if latest := now.Add(MaxExpiry).Round(0); kept.Until.After(latest) {
+			kept.Until = latest // the clock was set back, or the file was made by hand
+		}
+		kept.Profile = e.live.Load().Profile
+		e.live.Store(kept)
+		e.mu.tidy = func() { e.audit("emergency mode goes on after a restart", kept, kept.By) }
 	}
-	if !kept.on(now) {
-		e.untidy.Store(true)
-		return
-	}
-	if latest := now.Add(MaxExpiry).Round(0); kept.Until.After(latest) {
-		kept.Until = latest // the clock was set back, or the file was made by hand
-	}
-	kept.Profile = e.live.Load().Profile
-	e.live.Store(kept)
-	e.audit("emergency mode goes on after a restart", kept, kept.By)
 }
 
-// tidy sets aside or removes what restore could not use. The caller holds mu.
+// tidy does what restore left to do, once. The caller holds mu.
 func (e *Emergency) tidy() {
-	if !e.untidy.Swap(false) {
+	if e.untidy.Swap(false) {
+		e.mu.tidy()
+		e.mu.tidy = nil
+	}
+}
+
+// setAside keeps a broken file for the operator, out of the way.
+func (e *Emergency) setAside(broken []byte) {
+	if err := e.keep.Write(emergencyBroken, broken); err != nil {
+		e.log.Error("a broken file could not be set aside", "file", emergencyFile, "err", err)
 		return
 	}
-	broken := e.mu.broken
-	e.mu.broken = nil
-	if broken != nil {
-		if err := e.keep.Write(emergencyBroken, broken); err != nil {
-			e.log.Error("a broken file could not be set aside", "file", emergencyFile, "err", err)
-			return
-		}
-	}
+	e.forget()
+}
+
+// forget removes what is kept of an emergency that is over.
+func (e *Emergency) forget() {
 	if err := e.keep.Remove(emergencyFile); err != nil {
-		e.log.Error("a file of no use could not be removed", "file", emergencyFile, "err", err)
+		e.log.Error("an emergency that is over could not be forgotten; a restart will ignore it", "err", err)
 	}
 }
 
