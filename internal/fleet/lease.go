@@ -20,7 +20,9 @@ type Watcher interface {
 type Lease struct {
 	Instance  *Instance
 	Candidate *Candidate
-	Panic     bool // nothing was open: passive health had taken out the instance
+	Request   *inference.Request
+	Prompt    int64 // the prompt's length in tokens, as budgets count it
+	Panic     bool  // nothing was open: passive health had taken out the instance
 
 	// What whoever admitted the attempt wants of it and of its end.
 	Watch     Watcher         // nil is nobody

@@ -158,7 +158,7 @@ func (c *Candidate) take(n *Node, q *Query) *Lease {
 		return nil
 	}
 	l := &Lease{
-		Instance: n.instance, Candidate: c, Panic: q.Panic, Class: q.Request.Class, start: q.Now,
+		Instance: n.instance, Candidate: c, Request: q.Request, Prompt: tokens, Panic: q.Panic, Class: q.Request.Class, start: q.Now,
 		tokens: tokens, context: tokens, ahead: n.Live.PromptTokens(), probe: probe, stream: q.Request.Stream,
 	}
 	n.Live.meter.unanswered[q.Now/waitSlot%waitSlots].Add(1)

@@ -1,0 +1,274 @@
+package admission
+
+import (
+	"container/heap"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// classes is the number of classes, Idle included.
+const classes = int(inference.Idle) + 1
+
+// shared are the classes that have a share, the most urgent first.
+var shared = [...]inference.Class{inference.VIP, inference.Normal, inference.Batch}
+
+// lane is one admission queue: a model and its ordered set of pools. But for the
+// atomics the governor's mutex guards it.
+type lane struct {
+	key     uint64
+	model   string
+	pools   []*pool
+	again   []*Waiter // attempts after the first, in the order in which they came
+	class   [classes]classQueue
+	waiting int
+	dark    bool // no instance can be had in any of its pools, and none soon
+	used    time.Time
+	learned learned
+}
+
+// classQueue is a class of a lane.
+type classQueue struct {
+	tenants tenantHeap
+	n       int          // waiters
+	flow    rate         // dispatched, whether anything waited or not
+	backlog rate         // dispatched while something waited
+	passed  atomic.Int64 // dispatched since the last tick
+	queued  int64        // dispatched from the queue since the last tick
+	idle    bool         // nothing waited at some instant since the last tick
+	pledges pledges
+}
+
+// learned is what a lane learns of its model's requests. Losing a race loses one
+// observation.
+type learned struct {
+	bytesPerToken atomic.Uint64 // float64 bits
+	output        atomic.Uint64 // float64 bits: mean length of an answer, tokens
+	lengths       lengths
+}
+
+// Values that stand in until something was learned.
+const (
+	firstBytesPerToken = 4.0
+	firstOutput        = 256.0
+)
+
+// value reads a mean kept as bits.
+func value(v *atomic.Uint64, initial float64) float64 {
+	if bits := v.Load(); bits != 0 {
+		return math.Float64frombits(bits)
+	}
+	return initial
+}
+
+// towards moves a mean kept as bits by a share towards x.
+func towards(v *atomic.Uint64, x, initial, share float64) {
+	old := value(v, initial)
+	v.Store(math.Float64bits(old + (x-old)*share))
+}
+
+// tokens estimates the length of a request's prompt in tokens, from its bytes and
+// what the model's usage said about those before it.
+func (l *learned) tokens(req *inference.Request) int64 {
+	images := inference.ImageTokens * int64(req.Images)
+	text := float64(req.PromptTokens()-images) * 4
+	return max(1, images+int64(text/value(&l.bytesPerToken, firstBytesPerToken)))
+}
+
+// observe learns from an answer's usage.
+func (l *learned) observe(estimate int64, u inference.Usage, images int) {
+	if u.CompletionTokens > 0 {
+		towards(&l.output, float64(u.CompletionTokens), firstOutput, 1.0/64)
+		l.lengths.observe(u.CompletionTokens)
+	}
+	if u.PromptTokens > 0 && images == 0 {
+		bytes := float64(estimate) * value(&l.bytesPerToken, firstBytesPerToken)
+		if per := bytes / float64(u.PromptTokens); per >= 0.5 && per <= 64 {
+			towards(&l.bytesPerToken, per, firstBytesPerToken, 1.0/64)
+		}
+	}
+}
+
+// account is what a tenant was served in a class: a virtual token counter (Sheng et
+// al., "Fairness in Serving Large Language Models", OSDI 2024).
+type account struct {
+	name    string
+	class   inference.Class
+	weight  float64
+	counter float64 // weighted tokens by weight
+	waiting int
+	queues  []*tenantQueue // one in each lane where the tenant waits
+	used    time.Time
+}
+
+// charge adds service and restores the order of the queues.
+func (a *account) charge(tokens float64) {
+	a.counter += tokens / a.weight
+	for _, q := range a.queues {
+		heap.Fix(&q.of.tenants, q.at)
+	}
+}
+
+// tenantQueue is a tenant's requests in one class of one lane, the earliest
+// deadline first.
+type tenantQueue struct {
+	of      *classQueue
+	account *account
+	waiters waiterHeap
+	at      int // in of.tenants
+}
+
+// tenantHeap orders the tenants of a class by their counters.
+type tenantHeap []*tenantQueue
+
+func (h tenantHeap) Len() int           { return len(h) }
+func (h tenantHeap) Less(i, j int) bool { return h[i].account.counter < h[j].account.counter }
+func (h tenantHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].at, h[j].at = i, j
+}
+
+// Push implements heap.Interface.
+func (h *tenantHeap) Push(x any) {
+	q := x.(*tenantQueue)
+	q.at = len(*h)
+	*h = append(*h, q)
+}
+
+// Pop implements heap.Interface.
+func (h *tenantHeap) Pop() any {
+	last := len(*h) - 1
+	q := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return q
+}
+
+// waiterHeap orders a tenant's requests by deadline.
+type waiterHeap []*Waiter
+
+func (h waiterHeap) Len() int           { return len(h) }
+func (h waiterHeap) Less(i, j int) bool { return h[i].before < h[j].before }
+func (h waiterHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].at, h[j].at = i, j
+}
+
+// Push implements heap.Interface.
+func (h *waiterHeap) Push(x any) {
+	w := x.(*Waiter)
+	w.at = len(*h)
+	*h = append(*h, w)
+}
+
+// Pop implements heap.Interface.
+func (h *waiterHeap) Pop() any {
+	last := len(*h) - 1
+	w := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return w
+}
+
+// head is the request that a class of a lane would send next, or nil.
+func (q *classQueue) head() *Waiter {
+	if len(q.tenants) == 0 {
+		return nil
+	}
+	return q.tenants[0].waiters[0]
+}
+
+// rate is an exponential moving average of events a second.
+type rate struct{ perSecond float64 }
+
+// rateTau is the time constant of a rate: 3 s (overload study, section 8).
+const rateTau = 3.0
+
+// observe adds n events in dt seconds.
+func (r *rate) observe(n, dt float64) {
+	r.perSecond += (1 - math.Exp(-dt/rateTau)) * (n/dt - r.perSecond)
+}
+
+// pool is what the governor keeps of a pool: the virtual time of start-time fair
+// queueing among its classes (Goyal et al. 1996).
+type pool struct {
+	live    *fleet.Live
+	fleet   *fleet.Pool // of the current snapshot
+	lanes   []*lane
+	start   [classes]float64 // start tag of the class's next request
+	virtual float64          // start tag of the request that was sent last
+	first   atomic.Uint64    // float64 bits: mean time from the attempt's start to the first token, seconds
+	held    float64
+	refused float64
+	unmet   float64
+}
+
+// charge moves the class's start tag by what it was given.
+func (p *pool) charge(c inference.Class, tokens, weight float64) {
+	start := max(p.start[c], p.virtual)
+	p.virtual = start
+	p.start[c] = start + tokens/weight
+}
+
+// laneKey identifies a lane.
+func laneKey(plan *fleet.Plan) uint64 {
+	key := xxhash.Sum64String(plan.Request.Model)
+	for i := range plan.Candidates {
+		c := &plan.Candidates[i]
+		key = key*0x9e3779b97f4a7c15 ^ c.Pool.Hash
+		if c.Fallback != "" {
+			key++
+		}
+	}
+	return key
+}
+
+// lengths is a histogram of answers' lengths in buckets that grow by 2^(1/4). Old
+// observations lose half their weight each time 1,024 have come.
+type lengths struct {
+	buckets [80]atomic.Int64
+	total   atomic.Int64
+}
+
+// observe adds one length.
+func (h *lengths) observe(tokens int64) {
+	i := 0
+	if tokens > 1 {
+		i = min(int(math.Ceil(4*math.Log2(float64(tokens)))), len(h.buckets)-1)
+	}
+	h.buckets[i].Add(1)
+	if n := h.total.Add(1); n >= 1024 && h.total.CompareAndSwap(n, n/2) {
+		for i := range h.buckets {
+			h.buckets[i].Add(-(h.buckets[i].Load() / 2))
+		}
+	}
+}
+
+// enoughLengths is the number of answers below which a quantile says nothing.
+const enoughLengths = 50
+
+// quantile returns the upper bound of the bucket in which the share lies, 0 when
+// too few were observed to tell.
+func (h *lengths) quantile(share float64) int64 {
+	var counts [len(h.buckets)]int64
+	var total int64
+	for i := range h.buckets {
+		counts[i] = max(h.buckets[i].Load(), 0)
+		total += counts[i]
+	}
+	if total < enoughLengths {
+		return 0
+	}
+	rank := int64(math.Ceil(share * float64(total)))
+	for i, n := range counts {
+		if rank -= n; rank <= 0 {
+			return int64(math.Ceil(math.Exp2(float64(i) / 4)))
+		}
+	}
+	return 0
+}

@@ -1,0 +1,254 @@
+package admission
+
+import (
+	"math"
+	"time"
+)
+
+// period is the time between two decisions of a limiter.
+const period = 500 * time.Millisecond
+
+// Limits are what a limiter allows an instance. 0 is no limit.
+type Limits struct {
+	Requests     float64 // in flight
+	PromptTokens float64 // outstanding, above which nothing more is sent
+	Memory       float64 // tokens held, above which nothing more is sent
+}
+
+// Signals are what was seen of an instance since the last decision.
+type Signals struct {
+	Gap       time.Duration // mean time per output token of the streams
+	Gaps      float64       // number of gaps behind Gap
+	Late      int64         // gaps of more than ten times the mean
+	Firsts    int64         // first tokens
+	First     time.Duration // mean time from dispatch to first token
+	Ahead     float64       // mean of the prompt tokens outstanding at dispatch, the request's own included
+	Prompt    float64       // prompt tokens whose first token came
+	Oldest    time.Duration // age of the oldest request without a first token
+	Busy      int64         // answers that said busy
+	Ended     int64         // streams judged
+	Slow      int64         // those that were slower than their objective
+	InFlight  float64       // mean number of requests in flight
+	Standing  float64       // mean number of prompt tokens outstanding
+	Context   float64       // tokens held now
+	Waiting   bool          // requests wait for this instance
+	Recovered bool          // the instance has come back
+	Provider  bool          // a hosted account: what it can take is not ours to measure
+	TPOT      time.Duration // strictest objective of the classes at work; 0 is none given
+	TTFT      time.Duration // strictest budget of the classes at work
+}
+
+// Limiter learns what one instance can take. It is used by one goroutine at a time.
+type Limiter interface {
+	// Next returns the limits until the next call, a period later.
+	Next(s *Signals) Limits
+	// Ended is told of each attempt that gave its lease back.
+	Ended(e *Ended)
+}
+
+// Ended is an attempt that gave its lease back.
+type Ended struct {
+	Took     time.Duration // from lease to release
+	InFlight int64         // at the instance, this one included
+	Busy     bool          // the instance said busy
+	Whole    bool          // the answer was whole
+}
+
+// Constants of the law. They hold for every engine: what differs between engines
+// is measured.
+const (
+	startLimit = 16   // before anything was seen
+	floorLimit = 2    // one stream alone has no neighbour to be slowed by
+	ceiling    = 4096 // what cannot be measured does not grow beyond this
+
+	enoughGaps    = 30   // gaps behind a decision
+	startShare    = 0.80 // of the objective that the mean gap is steered to
+	lowestShare   = 0.40
+	highestShare  = 0.97
+	slowTarget    = 0.02 // streams over their objective
+	judgeEvery    = 4    // periods
+	judgeStreams  = 10
+	firstShare    = 0.6   // of the budget, for the time to first token that prompts do not explain
+	windowShare   = 0.125 // of the budget, for the prompts ahead
+	smallestWin   = 1024  // prompt tokens
+	peakDecay     = 0.999 // a period
+	efficiency    = 0.85  // of the most throughput, without an objective
+	slowestTarget = 100 * time.Millisecond
+)
+
+// Learned is the governor's law. It steers the mean time per output token, of
+// which every token that passes is a sample, to a share of the objective:
+//
+//	L <- L + (clip(n*target/gap, 0.7L, 1.3L+2) - L)/2
+//
+// with n requests in flight. A batching engine's gap grows linearly with n, gap =
+// a + b*n, so the map has the slope a/target < 1 at its fixed point, and half the
+// step converges in about nine periods whatever a and b are. The share of the
+// objective follows the streams that missed it. Prompts have a budget of their
+// own, because they govern the time to first token: an eighth of the strictest
+// budget at the rate at which the instance has been seen to prefill.
+type Learned struct {
+	limit  float64
+	share  float64
+	peak   float64 // prompt tokens a second
+	floor  float64 // lowest gap, seconds: the instance without load
+	memory float64 // tokens; 0 is not known
+
+	gaps, gapTime float64 // carried over while there are too few
+	ended, slow   int64
+	periods       int
+}
+
+// NewLearned returns a limiter that knows nothing.
+func NewLearned() *Learned { return &Learned{limit: startLimit, share: startShare} }
+
+// Ended implements Limiter. The law needs no durations: they vary with the length
+// of answers and not with load.
+func (*Learned) Ended(*Ended) {}
+
+// Next implements Limiter.
+func (l *Learned) Next(s *Signals) Limits {
+	if s.Recovered { // what it could do it may not do yet
+		l.limit = max(floorLimit, l.limit/8)
+		l.peak /= 2
+	}
+	l.prefill(s)
+	if s.Provider {
+		return l.account(s)
+	}
+	l.judge(s)
+	l.hold(s)
+	l.steer(s)
+	l.limit = min(max(l.limit, floorLimit), ceiling)
+	return Limits{Requests: math.Round(l.limit), PromptTokens: l.window(s), Memory: l.memory}
+}
+
+// account is the law for a hosted account: nothing is known of its machines, so
+// only its refusals count.
+func (l *Learned) account(s *Signals) Limits {
+	switch {
+	case s.Busy > 0:
+		l.limit = 0.9 * min(l.limit, s.InFlight+1)
+	case s.InFlight >= 0.8*l.limit:
+		l.limit += max(1, 0.02*l.limit)
+	}
+	l.limit = min(max(l.limit, floorLimit), ceiling)
+	return Limits{Requests: math.Round(l.limit)}
+}
+
+// steer moves the limit.
+func (l *Learned) steer(s *Signals) {
+	l.gaps += s.Gaps
+	l.gapTime += s.Gaps * s.Gap.Seconds()
+	budget := s.TTFT.Seconds()
+	excess := s.First.Seconds() - l.prefillTime(s.Ahead)
+	stuck := s.Oldest.Seconds() - l.prefillTime(2*s.Standing)
+	switch {
+	case s.Busy > 0:
+		l.limit = 0.9 * min(l.limit, s.InFlight+1)
+	case s.Firsts > 0 && excess > firstShare*budget, stuck/2 > firstShare*budget:
+		// A queue inside the engine, which the prompts ahead do not explain.
+		l.limit = 0.9 * min(l.limit, s.InFlight+1)
+	case l.gaps < enoughGaps:
+		if s.Waiting && s.Gaps == 0 && s.Standing == 0 && s.InFlight >= 0.8*l.limit {
+			l.limit += max(1, 0.05*l.limit) // no token ever comes, as of embeddings
+		}
+		return
+	default:
+		gap := l.gapTime / l.gaps
+		l.quietest(gap)
+		target := l.target(s)
+		if s.InFlight >= 0.8*l.limit || gap > target {
+			want := min(max(s.InFlight*target/gap, 0.7*l.limit), 1.3*l.limit+2)
+			l.limit += (want - l.limit) / 2
+		}
+	}
+	l.gaps, l.gapTime = 0, 0
+}
+
+// quietest keeps the lowest gap, forgetting it slowly.
+func (l *Learned) quietest(gap float64) {
+	if l.floor *= 1.0005; l.floor == 0 || gap < l.floor {
+		l.floor = gap
+	}
+}
+
+// target is the mean time per token to steer to, in seconds. Without an objective
+// it is where the instance does 85% of what it could ever do: throughput is
+// 1 - floor/gap of the most, because the gap's constant part is shared by all.
+// A slow instance is not driven to where nobody would read along.
+func (l *Learned) target(s *Signals) float64 {
+	if s.TPOT > 0 {
+		return l.share * s.TPOT.Seconds()
+	}
+	return min(l.floor/(1-efficiency), max(3*l.floor, slowestTarget.Seconds()))
+}
+
+// objective is what a stream is judged by, in seconds.
+func (l *Learned) objective(tpot time.Duration) float64 {
+	if tpot > 0 {
+		return tpot.Seconds()
+	}
+	return l.target(&Signals{}) / startShare
+}
+
+// judge moves the share of the objective after the streams that missed it.
+func (l *Learned) judge(s *Signals) {
+	l.ended += s.Ended
+	l.slow += s.Slow
+	if l.periods++; l.periods%judgeEvery != 0 || l.ended < judgeStreams {
+		return
+	}
+	missed := float64(l.slow) / float64(l.ended)
+	l.share += max(-0.03, 0.01*(slowTarget-missed)/slowTarget)
+	l.share = min(max(l.share, lowestShare), highestShare)
+	l.ended, l.slow = 0, 0
+}
+
+// hold learns how many tokens fit into the instance's memory: sequences that
+// stand still for ten gaps were preempted for want of it.
+func (l *Learned) hold(s *Signals) {
+	if s.Late >= 2 {
+		if l.memory == 0 || s.Context < l.memory {
+			l.memory = s.Context
+		}
+		l.memory *= 0.97
+		return
+	}
+	if l.memory > 0 && s.Context > 0.9*l.memory {
+		l.memory *= 1.002
+	}
+}
+
+// prefill learns the rate of prefill.
+func (l *Learned) prefill(s *Signals) {
+	l.peak = max(l.peak*peakDecay, s.Prompt/period.Seconds())
+	budget := s.TTFT.Seconds()
+	// When the window alone holds requests back and prompts are read in no time,
+	// the rate seen is the window's own doing.
+	if l.peak > 0 && s.Waiting && s.Firsts > 0 && s.Standing >= 0.8*l.window(s) && s.First.Seconds() < 2*windowShare*budget {
+		l.peak *= 1.1
+	}
+}
+
+// prefillTime is how long that many prompt tokens take, in seconds.
+func (l *Learned) prefillTime(tokens float64) float64 {
+	if l.peak == 0 {
+		return 0
+	}
+	return tokens / l.peak
+}
+
+// window is the budget of outstanding prompt tokens.
+func (l *Learned) window(s *Signals) float64 {
+	return max(smallestWin, windowShare*s.TTFT.Seconds()*l.peak)
+}
+
+// Static is a limit that an operator sets.
+type Static float64
+
+// Next implements Limiter.
+func (l Static) Next(*Signals) Limits { return Limits{Requests: float64(l)} }
+
+// Ended implements Limiter.
+func (Static) Ended(*Ended) {}

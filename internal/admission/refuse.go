@@ -1,0 +1,177 @@
+package admission
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// Reasons of refusals, as in X-Spillway-Reason and metrics.
+const (
+	reasonWait    = "predicted_wait" // it would wait beyond its budget
+	reasonExpired = "wait_expired"   // it did
+	reasonFull    = "queue_full"
+	reasonShed    = "emergency"
+	reasonDark    = "unavailable" // no instance is left
+)
+
+// reasons lists them for metrics.
+var reasons = [...]string{reasonWait, reasonExpired, reasonFull, reasonShed, reasonDark}
+
+// admitShare is the share of what its budget leaves that a request is predicted to
+// wait at most: the rest is for what the prediction does not know.
+const admitShare = 0.8
+
+// retryShare is the same for a client's retry that holds no ticket: it was told to
+// come later, or not at all.
+const retryShare = 0.4
+
+// judge refuses a request that cannot be sent in time. The caller holds mu.
+func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
+	l, q := w.lane, &w.lane.class[w.class]
+	switch {
+	case g.sheds(now, w.class):
+		return g.refuse(now, w, set, reasonShed, time.Minute)
+	case w.again:
+		return nil
+	case int(g.waiting.Load()) >= set.Queue.Requests || g.mu.bytes+w.bytes > int64(set.Queue.Bytes):
+		return g.refuse(now, w, set, reasonFull, l.predict(now, w, set))
+	case g.claim(now, w, set):
+		w.ticket = true
+		w.before = now.UnixNano() // before newcomers, whose latest instant lies ahead
+		g.count.claimed[w.class].Add(1)
+		return nil
+	case l.dark:
+		e := inference.Errorf(inference.CodeNoCapacity, "no server of model %q is available", w.plan.Request.Model)
+		e.Reason, e.RetryAfter = reasonDark, 5*time.Second
+		g.count.refuse(w.class, reasonDark)
+		return e
+	case q.n == 0:
+		return nil
+	}
+	wait := l.predict(now, w, set)
+	share := admitShare
+	if w.plan.Request.Retry > 0 {
+		share = retryShare
+	}
+	if wait > allowance(w.budget, l.firstToken(), share) {
+		return g.refuse(now, w, set, reasonWait, wait)
+	}
+	return nil
+}
+
+// predict is how long a newcomer would wait: those ahead of it and the tickets
+// that come due in time, at the rate at which its class is sent (Little's law). A
+// tenant's own requests count by its share of the class, so that one that floods
+// refuses itself.
+func (l *lane) predict(now time.Time, w *Waiter, set *settings) time.Duration {
+	q := &l.class[w.class]
+	ahead := float64(q.n)
+	if q.n > 0 {
+		total, own, mine := 0.0, 0.0, set.tenantWeight(w.plan.Request.Tenant)
+		for _, t := range q.tenants {
+			total += t.account.weight
+			if t.account.name == w.plan.Request.Tenant {
+				own = float64(len(t.waiters))
+			}
+		}
+		if own == 0 {
+			total += mine
+		}
+		ahead = min(ahead, (own+1)*total/mine)
+	}
+	ahead += float64(q.pledges.due(now, now.Add(w.budget)))
+	return time.Duration((ahead + 1) / l.rate(w.class, set) * float64(time.Second))
+}
+
+// slowestRate keeps predictions finite, requests a second.
+const slowestRate = 0.02
+
+// rate is how many requests of a class the lane sends a second while they wait: as
+// measured while they did, and no less than its share of the whole.
+func (l *lane) rate(c inference.Class, set *settings) float64 {
+	total, weights := 0.0, 0.0
+	for _, other := range shared {
+		q := &l.class[other]
+		total += q.flow.perSecond
+		if other == c || q.n > 0 {
+			weights += set.weight[other]
+		}
+	}
+	guaranteed := total * set.weight[c] / weights
+	return max(l.class[c].backlog.perSecond, l.class[c].flow.perSecond, guaranteed, slowestRate)
+}
+
+// claim says whether the request comes back with a ticket that is due, by the
+// ticket itself or by its tenant and body. The caller holds mu.
+func (g *Governor) claim(now time.Time, w *Waiter, set *settings) bool {
+	req, q := w.plan.Request, &w.lane.class[w.class]
+	if !set.Tickets.Enabled || req.Ticket == "" && len(q.pledges.out) == 0 {
+		return false
+	}
+	tenant := tenantHash(req)
+	if req.Ticket == "" {
+		return q.pledges.claim(now, tenant, bodyHash(req), 0)
+	}
+	p, err := set.signer.read(req.Ticket, now, w.lane.key, req)
+	if err != nil {
+		g.count.forged.Add(1)
+		return false
+	}
+	if _, used := g.mu.spent[p.nonce]; used || len(g.mu.spent) >= maxSpent {
+		return false
+	}
+	g.mu.spent[p.nonce] = p.due.Add(ticketExpiry)
+	q.pledges.claim(now, tenant, p.body, p.nonce) // another gateway's is not among ours
+	return true
+}
+
+// refuse words a refusal, with a ticket where a place can be kept. The caller
+// holds mu.
+func (g *Governor) refuse(now time.Time, w *Waiter, set *settings, reason string, wait time.Duration) error {
+	req, l := w.plan.Request, w.lane
+	e := inference.Errorf(inference.CodeOverloaded, "the servers of model %q are busy; try again later", req.Model)
+	e.Reason, e.Position, e.Predicted = reason, l.class[w.class].n+1, wait
+	g.count.refuse(w.class, reason)
+	p := l.pools[0]
+	p.refused += float64(w.plan.Tokens) + value(&l.learned.output, firstOutput)
+	e.RetryAfter, e.NoRetry = longestWait, true
+	if reason != reasonShed && set.Tickets.Enabled {
+		g.promise(now, w, set, e)
+	}
+	return e
+}
+
+// promise sells the request a slot of its class's ticket clock, when there is one
+// within a minute. The clock moves only then: a promise per refusal would grow by
+// more than a second each second and outlive the burst. The caller holds mu.
+func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference.Error) {
+	req, q := w.plan.Request, &w.lane.class[w.class]
+	q.pledges.forget(now)
+	slot := time.Duration(float64(time.Second) / (set.Tickets.Share * w.lane.rate(w.class, set)))
+	begin := now.Add(min(e.Predicted, longestWait))
+	if q.pledges.next.After(begin) {
+		begin = q.pledges.next
+	}
+	tenant := xxhash.Sum64String(req.Tenant)
+	if begin.Add(slot).Sub(now) > longestWait || len(q.pledges.out) >= set.Tickets.PerClass || q.pledges.of(tenant) >= set.Tickets.PerTenant {
+		return
+	}
+	q.pledges.next = begin.Add(slot)
+	due := begin.Add(time.Duration(rand.Float64() * float64(slot))).Truncate(time.Millisecond)
+	p := pledge{due: due, tenant: tenant, body: bodyHash(req), nonce: newNonce()}
+	q.pledges.out = append(q.pledges.out, p)
+	e.RetryAfter, e.NoRetry = max(due.Sub(now)+time.Millisecond, time.Millisecond), false
+	e.Ticket = set.signer.write(w.lane.key, w.class, &p)
+	g.count.issued[w.class].Add(1)
+}
+
+// expire refuses a waiter whose time is over. The caller holds mu.
+func (g *Governor) expire(now time.Time, w *Waiter, set *settings) {
+	g.dequeue(w)
+	w.lane.pools[0].unmet += float64(w.plan.Tokens) + value(&w.lane.learned.output, firstOutput)
+	w.finish(nil, g.refuse(now, w, set, reasonExpired, w.lane.predict(now, w, set)))
+}
