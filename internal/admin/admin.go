@@ -1,6 +1,6 @@
 // Package admin is the HTTP server for operators: probes, metrics, the state of
-// the configuration and of the fleet, drains and reloads, on a listener of its
-// own that is not meant for clients.
+// the configuration and of the fleet, drains, reloads and the emergency switch, on
+// a listener of its own that is not meant for clients.
 //
 // Everything is read when it is asked for; the package keeps no state but its
 // configuration, which Apply replaces as a whole. Beyond loopback a bearer token
@@ -56,12 +56,13 @@ type State struct {
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
 
-// Parts are what a Server works with. All are required.
+// Parts are what a Server works with. All but Emergency are required.
 type Parts struct {
-	Fleet   *fleet.Fleet
-	Metrics prometheus.Gatherer
-	Control Control
-	Log     *slog.Logger
+	Fleet     *fleet.Fleet
+	Metrics   prometheus.Gatherer
+	Control   Control
+	Emergency Emergency // nil: there is no such switch, and no path for it
+	Log       *slog.Logger
 }
 
 // Server answers operators. It is safe for concurrent use.
@@ -148,6 +149,10 @@ func (s *Server) routes(cfg Config) *http.ServeMux {
 	mux.HandleFunc("DELETE /admin/drain/{instance...}", s.drain(false))
 	mux.HandleFunc("POST /admin/undrain/{instance...}", s.drain(false))
 	mux.HandleFunc("POST /admin/reload", s.reload)
+	if s.parts.Emergency != nil {
+		mux.HandleFunc("GET /admin/emergency", s.emergency)
+		mux.HandleFunc("POST /admin/emergency", s.switchEmergency)
+	}
 	if cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -230,12 +235,15 @@ func isLoopback(hostport string) bool {
 
 // Codes of errors, in the words of the client API where it has them.
 const (
-	codeUnauthorized = "unauthorized"
-	codeForbidden    = "forbidden"
-	codeNotFound     = "not_found"
-	codeNotAllowed   = "method_not_allowed"
-	codeAmbiguous    = "ambiguous"
-	codeInvalid      = "invalid_config"
+	codeUnauthorized   = "unauthorized"
+	codeForbidden      = "forbidden"
+	codeNotFound       = "not_found"
+	codeNotAllowed     = "method_not_allowed"
+	codeAmbiguous      = "ambiguous"
+	codeInvalid        = "invalid_config"
+	codeInvalidRequest = "invalid_request"
+	codeTooLarge       = "request_too_large"
+	codeTimeout        = "request_timeout"
 )
 
 // problem is an error as it is answered.
