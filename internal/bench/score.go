@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/load"
 )
 
 // Try is one attempt of a logical request, as its client saw it. Instants count
@@ -89,8 +90,9 @@ type Trigger struct{ Start, End time.Duration }
 // served within its bounds is counted in Unservable and nowhere else.
 type Scored struct {
 	Window time.Duration
-	// Offered, Answered and Good count logical requests.
-	Offered, Answered, Good, Unservable int
+	// Offered, Answered and Good count logical requests, Refused those that were
+	// not answered and whose last attempt was refused.
+	Offered, Answered, Good, Refused, Unservable int
 	// OfferedWork is the rate at which work was asked for.
 	OfferedWork float64
 	// Optimum is the capacity. With changes of the fleet Work and Rate are means
@@ -117,15 +119,15 @@ type Scored struct {
 	Rejections RejectionScore
 	Returns    ReturnScore
 	// Recovery counts from the trigger's end; it means something only when
-	// Recovered.
-	Recovery  time.Duration
-	Recovered bool
+	// Recovered. Triggered says that there was one.
+	Recovery             time.Duration
+	Triggered, Recovered bool
 }
 
-// Quantiles are nearest-rank quantiles of N durations.
+// Quantiles are mean, nearest-rank quantiles and maximum of N durations.
 type Quantiles struct {
-	N              int
-	P50, P99, P999 time.Duration
+	N                              int
+	Mean, P50, P90, P99, P999, Max time.Duration
 }
 
 // ClassScore is one class's part.
@@ -138,6 +140,8 @@ type ClassScore struct {
 	TTFT, E2E Quantiles
 	// GoodWork is the class's part of the goodput.
 	GoodWork float64
+	// SLO are the bounds that the class was judged by.
+	SLO *load.Objectives
 }
 
 // TenantScore is one tenant's part, in work per second of the window.
@@ -193,6 +197,7 @@ func Score(tries []Try, terms Terms) Scored {
 	s.finish()
 	s.out.Jain, s.out.JainWindows = s.jain()
 	s.out.Starvation = s.starvation()
+	s.out.Triggered = terms.Trigger.End > 0
 	s.out.Recovery, s.out.Recovered = s.recovery()
 	return s.out
 }
@@ -303,6 +308,7 @@ func (s *scorer) request(r asked) {
 		count(offered, &s.out.Offered, &class.Offered)
 		count(answered, &s.out.Answered, &class.Answered)
 		count(good, &s.out.Good, &class.Good)
+		count(!answered && r.tries[len(r.tries)-1].Refused, &s.out.Refused)
 	}
 	s.out.Classes[first.Class], s.out.Tenants[first.Tenant] = class, tenant
 }
@@ -357,6 +363,7 @@ func (s *scorer) finish() {
 			v.Attainment = float64(v.Good) / float64(v.Offered)
 		}
 		v.TTFT, v.E2E = quantiles(s.ttft[c]), quantiles(s.e2e[c])
+		v.SLO = &load.Objectives{TTFT: inMillis(s.TTFT[c]), TPOT: inMillis(s.TPOT)}
 		o.Classes[c] = v
 	}
 	s.service()
@@ -409,5 +416,12 @@ func quantiles(v []time.Duration) Quantiles {
 	}
 	slices.Sort(v)
 	at := func(permille int) time.Duration { return v[(len(v)*permille+999)/1000-1] }
-	return Quantiles{N: len(v), P50: at(500), P99: at(990), P999: at(999)}
+	sum := 0.0
+	for _, d := range v {
+		sum += float64(d)
+	}
+	return Quantiles{
+		N: len(v), Mean: time.Duration(sum / float64(len(v))),
+		P50: at(500), P90: at(900), P99: at(990), P999: at(999), Max: v[len(v)-1],
+	}
 }

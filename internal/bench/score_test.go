@@ -15,6 +15,7 @@ import (
 )
 
 const (
+	us  = time.Microsecond
 	ms  = time.Millisecond
 	sec = time.Second
 )
@@ -115,8 +116,8 @@ func TestGoodput(t *testing.T) {
 		with(served(12*sec, sec), func(t *bench.Try) { t.Prompt, t.Output, t.Tokens = 800, 100, 100 }),
 	)
 	got := bench.Score(tries, window)
-	if got.Offered != 6 || got.Answered != 4 || got.Good != 3 || got.Unservable != 0 {
-		t.Errorf("offered %d answered %d good %d unservable %d, want 6 4 3 0", got.Offered, got.Answered, got.Good, got.Unservable)
+	if got.Offered != 6 || got.Answered != 4 || got.Good != 3 || got.Refused != 1 || got.Unservable != 0 {
+		t.Errorf("offered %d answered %d good %d refused %d unservable %d, want 6 4 3 1 0", got.Offered, got.Answered, got.Good, got.Refused, got.Unservable)
 	}
 	near(t, "offered work", got.OfferedWork, (5*0.2+0.9)/10, 1e-9)
 	near(t, "good work", got.GoodWork, (2*0.2+0.9)/10, 1e-9)
@@ -150,7 +151,7 @@ func TestLogicalRequests(t *testing.T) {
 		t.Errorf("offered %d answered %d good %d, want one of each", got.Offered, got.Answered, got.Good)
 	}
 	class := got.Classes[inference.Normal]
-	if want := (bench.Quantiles{N: 1, P50: sec, P99: sec, P999: sec}); class.TTFT != want {
+	if want := (bench.Quantiles{N: 1, Mean: sec, P50: sec, P90: sec, P99: sec, P999: sec, Max: sec}); class.TTFT != want {
 		t.Errorf("TTFT %+v, want %+v from the promised instant", class.TTFT, want)
 	}
 	if class.E2E.P50 != 10*sec {
@@ -198,8 +199,8 @@ func TestRejections(t *testing.T) {
 	}
 	got := bench.Score(apart(tries...), terms(nil)).Rejections
 	want := bench.RejectionScore{
-		Latency: bench.Quantiles{N: 200, P50: 100 * ms, P99: 198 * ms, P999: 200 * ms},
-		Server:  bench.Quantiles{N: 100, P50: 50 * time.Microsecond, P99: 99 * time.Microsecond, P999: 100 * time.Microsecond},
+		Latency: bench.Quantiles{N: 200, Mean: 100_500 * us, P50: 100 * ms, P90: 180 * ms, P99: 198 * ms, P999: 200 * ms, Max: 200 * ms},
+		Server:  bench.Quantiles{N: 100, Mean: 50_500 * time.Nanosecond, P50: 50 * us, P90: 90 * us, P99: 99 * us, P999: 100 * us, Max: 100 * us},
 	}
 	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("rejections (-want +got):\n%s", diff)

@@ -135,7 +135,6 @@ func (g *Generator) keepSession(ctx context.Context, due time.Duration) error {
 			g.live.offered.Add(1)
 			g.live.inFlight.Add(1)
 			g.send(ctx, j)
-			g.live.inFlight.Add(-1)
 		}
 		due = g.live.Elapsed()
 	}

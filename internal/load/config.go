@@ -62,6 +62,8 @@ type Target struct {
 	Surface string `yaml:"surface"`
 	// Headers are sent with every request.
 	Headers map[string]string `yaml:"headers"`
+	// TenantHeader names the header that tells the tenant to servers without keys; empty sends none.
+	TenantHeader string `yaml:"tenant_header"`
 }
 
 // Schedule fixes when requests are sent. Exactly one of trace, rate and
@@ -133,6 +135,8 @@ type Class struct {
 	Share float64 `yaml:"share"`
 	// APIKey replaces the target's key; empty sends the header X-Spillway-Class instead.
 	APIKey string `yaml:"api_key"`
+	// TTFT replaces the SLO's bound on the time to first token; 0 keeps it. Servers are not told.
+	TTFT time.Duration `yaml:"ttft"`
 }
 
 // Tenant is one paying client.
@@ -141,7 +145,7 @@ type Tenant struct {
 	Name string `yaml:"name"`
 	// Share is its weight among requests without a client label.
 	Share float64 `yaml:"share"`
-	// APIKey replaces the class's and the target's key.
+	// APIKey replaces the class's and the target's key; it may be empty where target.tenant_header tells the tenant.
 	APIKey string `yaml:"api_key"`
 }
 
@@ -153,8 +157,16 @@ type Client struct {
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// MaxInFlight bounds requests in flight; reaching it makes the report invalid.
 	MaxInFlight int `yaml:"max_in_flight"`
+	// MaxWaiting bounds requests that wait to be sent again; reaching it makes the report invalid.
+	MaxWaiting int `yaml:"max_waiting"`
 	// Retries is how often a client tries again as the official SDKs do (they default to 2); 0 never.
 	Retries int `yaml:"retries"`
+	// IgnoreRetryAfter makes clients choose the wait before a retry themselves, whatever the server asks for.
+	IgnoreRetryAfter bool `yaml:"ignore_retry_after"`
+	// EchoTicket sends the X-Retry-Ticket of a refusal back with the retry, which the official SDKs do not.
+	EchoTicket bool `yaml:"echo_ticket"`
+	// Drain is how long after the last instant answers are waited for; what is open then ends as undrained. 0 waits for all.
+	Drain time.Duration `yaml:"drain"`
 }
 
 // SLO is what a good answer keeps to.
@@ -183,6 +195,7 @@ func Default() Config {
 			Timeout:        600 * time.Second,
 			ConnectTimeout: 5 * time.Second,
 			MaxInFlight:    10000,
+			MaxWaiting:     100_000,
 		},
 		SLO: SLO{TTFT: 5 * time.Second, TPOT: 50 * time.Millisecond},
 	}

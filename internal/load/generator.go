@@ -41,7 +41,7 @@ func New(cfg Config, opts Options) (*Generator, error) {
 	}
 	g := &Generator{
 		cfg: cfg, opts: opts, surface: surface, planner: newPlanner(cfg, surface), transport: newTransport(cfg.Client, opts),
-		rec: newRecorder(cfg.SLO), live: new(Live), scrape: newScraper(cfg.EngineMetrics, opts.TLS),
+		rec: newRecorder(cfg.SLO, cfg.Classes), live: new(Live), scrape: newScraper(cfg.EngineMetrics, opts.TLS),
 	}
 	g.live.mu.instances = map[string]*instance{}
 	g.states.New = func() any { return new(state) }
@@ -81,8 +81,9 @@ func (g *Generator) Run(ctx context.Context) (System, error) {
 	// Only the caller's end interrupts requests; stop comes when all are done.
 	release := context.AfterFunc(ctx, g.transport.interrupt)
 
-	err := g.dispatch(run)
-	g.wg.Wait()
+	rows, cut := context.WithCancelCause(run)
+	err := g.dispatch(rows)
+	g.drain(cut)
 	release()
 	stop()
 	side.Wait()
@@ -96,6 +97,19 @@ func (g *Generator) Run(ctx context.Context) (System, error) {
 	after := g.scrape.read(context.WithoutCancel(ctx), g.rec)
 	g.scrape.close()
 	return g.system(before, after), err
+}
+
+// drain waits for the rows that were sent, at most for the configured time.
+func (g *Generator) drain(cut context.CancelCauseFunc) {
+	if d := g.cfg.Client.Drain; d > 0 {
+		late := time.AfterFunc(d, func() {
+			cut(errUndrained)
+			g.transport.interrupt()
+		})
+		defer late.Stop()
+	}
+	g.wg.Wait()
+	cut(nil)
 }
 
 // dispatch sends every row at its instant.
@@ -123,16 +137,23 @@ func (g *Generator) dispatch(ctx context.Context) error {
 // launch sends one row in a goroutine of its own, or counts it as not sent.
 func (g *Generator) launch(ctx context.Context, j job) {
 	g.live.offered.Add(1)
-	if g.live.inFlight.Load() >= int64(g.cfg.Client.MaxInFlight) {
-		g.rec.invalidate(fmt.Sprintf("client.max_in_flight: %d requests were in flight, later ones were not sent", g.cfg.Client.MaxInFlight))
-		g.finish(&outcome{class: j.class, tenant: j.tenant, due: j.due, end: j.due, code: codeNotSent})
+	if !g.enter() {
+		o := outcome{class: j.class, tenant: j.tenant, due: j.due, end: j.due, code: codeNotSent}
+		g.tell(&o, j, attempt{at: j.due, sent: j.due}, result{})
+		g.finish(&o)
 		return
 	}
-	g.live.inFlight.Add(1)
-	g.wg.Go(func() {
-		g.send(ctx, j)
-		g.live.inFlight.Add(-1)
-	})
+	g.wg.Go(func() { g.send(ctx, j) })
+}
+
+// enter takes a place among the requests in flight, false when all are taken.
+func (g *Generator) enter() bool {
+	if n := g.live.inFlight.Add(1); n <= int64(g.cfg.Client.MaxInFlight) {
+		return true
+	}
+	g.live.inFlight.Add(-1)
+	g.rec.invalidate(fmt.Sprintf("client.max_in_flight: %d requests were in flight, later ones were not sent", g.cfg.Client.MaxInFlight))
+	return false
 }
 
 // finish records how a row ended.
@@ -264,5 +285,8 @@ func (c Config) notes() []string {
 	add(c.Request.MaxPromptTokens > 0, "prompts are cut at %d tokens", c.Request.MaxPromptTokens)
 	add(t.Path != "", "answers are cut at max_tokens %d", c.Request.MaxTokens)
 	add(c.Client.Retries > 0, "clients retry up to %d times like the official SDKs", c.Client.Retries)
+	add(c.Client.Retries > 0 && c.Client.IgnoreRetryAfter, "clients ignore Retry-After")
+	add(c.Client.EchoTicket, "clients send the ticket of a refusal back")
+	add(c.Client.Drain > 0, "answers are waited for until %s after the last request", c.Client.Drain)
 	return out
 }

@@ -14,7 +14,7 @@ const maxInstances = 1024
 // on. It is safe for concurrent use.
 type Live struct {
 	offered, answered, failed, tokens atomic.Int64
-	inFlight                          atomic.Int64
+	inFlight, waiting                 atomic.Int64
 	start                             time.Time
 
 	mu struct {
@@ -37,7 +37,8 @@ func (l *Live) Answered() int64 { return l.answered.Load() }
 // Failed is the number of rows that ended without a complete answer.
 func (l *Live) Failed() int64 { return l.failed.Load() }
 
-// InFlight is the number of rows sent and not yet ended.
+// InFlight is the number of rows sent and not yet ended, but for those that wait
+// to be sent again.
 func (l *Live) InFlight() int64 { return l.inFlight.Load() }
 
 // Tokens is the number of deltas received.

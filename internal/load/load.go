@@ -25,7 +25,8 @@
 // offered = answered + truncated + the sum of errors: every row ends in one of
 // them. An answer is complete only when it said so (a finish reason and the
 // surface's terminal event). Requests in flight are bounded; at the bound a
-// row is not sent late but counted as not_sent, and the report is invalid. The
+// row is not sent late but counted as not_sent, and the report is invalid. So
+// are rows that wait to be sent again, which are not in flight meanwhile. The
 // true output length is told in the header X-Engine-Output-Tokens alone, for
 // a simulated engine; max_tokens is one constant for all rows.
 package load
@@ -48,6 +49,9 @@ type Options struct {
 	Progress Progress
 	// Hooks run at fixed instants, each in its own goroutine.
 	Hooks []Hook
+	// Outcome is told how every attempt ended, from the goroutine that sent it:
+	// it is called concurrently and must not block. nil is told nothing.
+	Outcome func(Outcome)
 	// FS holds the trace files when it is set (an embedded excerpt, say);
 	// paths are then slash-separated and relative to it.
 	FS fs.FS

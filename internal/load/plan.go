@@ -121,7 +121,10 @@ func (p *planner) identify(j *job) {
 	j.tenant = j.client
 	if n := len(p.cfg.Tenants); n > 0 {
 		t := p.cfg.Tenants[p.tenant(j.client)]
-		j.tenant, key, tell = t.Name, t.APIKey, j.class
+		j.tenant = t.Name
+		if t.APIKey != "" {
+			key, tell = t.APIKey, j.class
+		}
 	}
 	h := p.fixed[:len(p.fixed):len(p.fixed)]
 	if key != "" && p.surface == inference.Messages {
@@ -134,6 +137,9 @@ func (p *planner) identify(j *job) {
 	}
 	if tell != "" {
 		h = append(append(append(h, "X-Spillway-Class: "...), tell...), "\r\n"...)
+	}
+	if name := p.cfg.Target.TenantHeader; name != "" && j.tenant != "" {
+		h = append(append(append(append(h, name...), ": "...), j.tenant...), "\r\n"...)
 	}
 	j.headers = h
 }
@@ -170,7 +176,7 @@ func pick(n int, x float64, weight func(int) float64) int {
 }
 
 // write appends the whole request for an endpoint.
-func (p *planner) write(dst []byte, ep *endpoint, j job, attempt int) []byte {
+func (p *planner) write(dst []byte, ep *endpoint, j job, a attempt) []byte {
 	end := p.form.end(j.stream)
 	size := len(p.form.head) + j.prompt.tokens*bytesPerToken + len(end) + 1
 	if j.client != "" {
@@ -181,8 +187,11 @@ func (p *planner) write(dst []byte, ep *endpoint, j job, attempt int) []byte {
 		dst = append(dst, "Accept: text/event-stream\r\n"...)
 	}
 	if p.cfg.Client.Retries > 0 {
-		dst = strconv.AppendInt(append(dst, "X-Stainless-Retry-Count: "...), int64(attempt), 10)
+		dst = strconv.AppendInt(append(dst, "X-Stainless-Retry-Count: "...), int64(a.n), 10)
 		dst = append(dst, "\r\n"...)
+	}
+	if p.cfg.Client.EchoTicket && a.ticket != "" {
+		dst = append(append(append(dst, "X-Retry-Ticket: "...), a.ticket...), "\r\n"...)
 	}
 	dst = strconv.AppendInt(append(dst, "X-Engine-Output-Tokens: "...), int64(j.output), 10)
 	dst = strconv.AppendInt(append(dst, "\r\nContent-Length: "...), int64(size), 10)

@@ -16,6 +16,7 @@ const (
 	codeNotSent   = "not_sent"  // the bound on requests in flight was reached
 	codeBadAnswer = "malformed" // not the answer of an OpenAI-compatible server
 	codeCanceled  = "canceled"  // the run was ended from outside
+	codeUndrained = "undrained" // still open when the time to drain was over
 	codeOther     = "other"     // codes beyond the bound on distinct ones
 )
 
@@ -97,8 +98,9 @@ func (t *tally) add(o *outcome, slo SLO) {
 
 // recorder gathers the outcomes of a run. It is safe for concurrent use.
 type recorder struct {
-	slo SLO
-	mu  struct {
+	slo  SLO
+	ttft map[string]time.Duration // by class, where it differs
+	mu   struct {
 		sync.Mutex
 		total             *tally
 		classes, tenants  map[string]*tally
@@ -110,8 +112,13 @@ type recorder struct {
 	}
 }
 
-func newRecorder(slo SLO) *recorder {
-	r := &recorder{slo: slo}
+func newRecorder(slo SLO, classes []Class) *recorder {
+	r := &recorder{slo: slo, ttft: map[string]time.Duration{}}
+	for _, c := range classes {
+		if c.TTFT > 0 {
+			r.ttft[c.Name] = c.TTFT
+		}
+	}
 	r.mu.total = newTally(systemDigits)
 	r.mu.classes, r.mu.tenants = map[string]*tally{}, map[string]*tally{}
 	r.mu.itl, r.mu.tpot, r.mu.lag = newHistogram(systemDigits), newHistogram(systemDigits), newHistogram(systemDigits)
@@ -176,10 +183,10 @@ func (r *recorder) reasons() string {
 func (r *recorder) finish(o *outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := &r.mu
-	m.total.add(o, r.slo)
-	addTo(m.classes, o.class, o, r.slo)
-	addTo(m.tenants, o.tenant, o, r.slo)
+	m, slo := &r.mu, r.objectives(o.class)
+	m.total.add(o, slo)
+	addTo(m.classes, o.class, o, slo)
+	addTo(m.tenants, o.tenant, o, slo)
 	m.attempts += int64(o.attempts)
 	m.retries += int64(max(0, o.attempts-1))
 	m.end = max(m.end, o.end)
@@ -192,6 +199,15 @@ func (r *recorder) finish(o *outcome) {
 			m.tpot.record(int64(t))
 		}
 	}
+}
+
+// objectives is what a good answer of the class keeps to.
+func (r *recorder) objectives(class string) SLO {
+	slo := r.slo
+	if ttft, ok := r.ttft[class]; ok {
+		slo.TTFT = ttft
+	}
+	return slo
 }
 
 // addTo counts the outcome in its group, when it has one.
@@ -224,16 +240,30 @@ func (r *recorder) system() System {
 		TTFT: t.ttft.latency(), ITL: m.itl.latency(), TPOT: m.tpot.latency(), E2E: t.e2e.latency(),
 		ScheduleLag: m.lag.latency(), Errors: maps.Clone(t.errors),
 	}
-	if r.slo != (SLO{}) {
+	if r.judged() {
 		s.GoodputRatio = ratio(t.good, t.offered)
-		s.SLO = &Objectives{TTFT: millis(r.slo.TTFT), TPOT: millis(r.slo.TPOT)}
+		s.SLO = r.slo.report()
 	}
 	if sec := m.end.Seconds(); sec > 0 {
 		v := round(float64(m.tokens) / sec)
 		s.TokensPerS = &v
 	}
 	s.Classes, s.Tenants = r.groups(m.classes), r.groups(m.tenants)
+	for name := range r.ttft {
+		if g, ok := s.Classes[name]; ok {
+			g.SLO = r.objectives(name).report()
+			s.Classes[name] = g
+		}
+	}
 	return s
+}
+
+// judged says whether there is anything that a good answer keeps to.
+func (r *recorder) judged() bool { return r.slo != (SLO{}) || len(r.ttft) > 0 }
+
+// report is the bounds as a report names them.
+func (s SLO) report() *Objectives {
+	return &Objectives{TTFT: millis(s.TTFT), TPOT: millis(s.TPOT)}
 }
 
 func (r *recorder) groups(from map[string]*tally) map[string]Group {
@@ -246,7 +276,7 @@ func (r *recorder) groups(from map[string]*tally) map[string]Group {
 			Offered: t.offered, Answered: t.answered, Availability: ratio(t.answered, t.offered),
 			Errors: maps.Clone(t.errors), TTFT: t.ttft.latency(), E2E: t.e2e.latency(),
 		}
-		if r.slo != (SLO{}) {
+		if r.judged() {
 			g.SLOAttainment = ratio(t.good, t.offered)
 		}
 		out[name] = g

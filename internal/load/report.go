@@ -64,8 +64,24 @@ type System struct {
 	// Complete answers.
 	Answered     int64    `json:"answered"`
 	Availability *float64 `json:"availability,omitempty"`
-	// Share of the offered requests that were answered within the SLO.
+	// Share of the offered requests that were answered within the SLO; of an
+	// overload scenario the share of the work that could have been done.
 	GoodputRatio *float64 `json:"goodput_ratio,omitempty"`
+	// Of an overload scenario, in its measured window: requests of mean length
+	// per second that the fleet could serve within the SLO, and those it did.
+	Optimum  *float64 `json:"optimum,omitempty"`
+	GoodPerS *float64 `json:"good_per_s,omitempty"`
+	// Share of the work done for answers that missed the SLO.
+	Wasted *float64 `json:"wasted,omitempty"`
+	// Requests that no idle engine could have served within the SLO; not offered.
+	Unservable int64       `json:"unservable,omitempty"`
+	Rejections *Rejections `json:"rejections,omitempty"`
+	// Share of the clients that came back with a ticket whose promise was kept.
+	RetryAfterHonesty *float64 `json:"retry_after_honesty,omitempty"`
+	Jain              *float64 `json:"jain,omitempty"`
+	StarvationS       *float64 `json:"starvation_s,omitempty"`
+	// Seconds from a trigger's end until the goodput was back; -1 is never.
+	RecoveryS *float64 `json:"recovery_s,omitempty"`
 	// Streams that ended cleanly without saying that they were complete.
 	Truncated int64 `json:"truncated"`
 	// Streams past their commit point on a killed instance at the kill.
@@ -108,6 +124,17 @@ type Group struct {
 	Errors        map[string]int64 `json:"errors,omitempty"`
 	TTFT          *Latency         `json:"ttft_ms,omitempty"`
 	E2E           *Latency         `json:"e2e_ms,omitempty"`
+	// The class's own bounds.
+	SLO *Objectives `json:"slo_ms,omitempty"`
+}
+
+// Rejections are the attempts that were answered with 503 or 429 before anything
+// ran, and how long that took: at the client from the attempt's instant, and in
+// the server where it says so.
+type Rejections struct {
+	Count       int64    `json:"count"`
+	P99MS       *float64 `json:"p99_ms,omitempty"`
+	ServerP99MS *float64 `json:"server_p99_ms,omitempty"`
 }
 
 // Latency summarises a distribution in milliseconds.

@@ -41,37 +41,75 @@ type result struct {
 	retry     bool // an SDK may try again
 	hints     retryHints
 	end       time.Duration // when the answer was read; 0 means now
+	status    int           // 0 when no answer began
+	asked     time.Duration // the wait that an error status asked for
+	ticket    string        // of an error status
+	server    time.Duration // the time in the server that an error status names
 }
 
-// send runs one row to its end: all attempts, within the client's time.
+// send runs one row, which has a place in flight, to its end: all attempts,
+// within the client's time.
 func (g *Generator) send(ctx context.Context, j job) {
 	st := g.states.Get().(*state)
 	st.out = outcome{class: j.class, tenant: j.tenant, due: j.due}
+	a := attempt{at: j.due, deadline: g.live.start.Add(j.due + g.cfg.Client.Timeout)}
+	for g.once(ctx, st, j, &a) {
+		o := st.out
+		g.recycle(st)
+		if !g.await(ctx, a.at) {
+			g.finish(&o)
+			return
+		}
+		st = g.states.Get().(*state)
+		st.out = o
+	}
+	g.finish(&st.out)
+	g.live.inFlight.Add(-1)
+	g.recycle(st)
+}
+
+// once makes one attempt and says whether the client makes another; a is that
+// one then.
+func (g *Generator) once(ctx context.Context, st *state, j job, a *attempt) bool {
 	o := &st.out
-	deadline := g.live.start.Add(j.due + g.cfg.Client.Timeout)
-	for n := 0; ; n++ {
-		r := g.attempt(ctx, st, j, deadline, n)
-		if o.end = r.end; o.end == 0 {
-			o.end = g.live.Elapsed()
-		}
-		o.code, o.truncated = r.code, r.truncated
-		o.attempts++
-		if ctx.Err() != nil && r.code != "" {
-			o.code = codeCanceled
-			break
-		}
-		if r.code == "" || !r.retry || n >= g.cfg.Client.Retries {
-			break
-		}
-		now := time.Now()
-		wait, ok := r.hints.delay(n, now, jitter(g.cfg.Seed, j.seq, n))
-		if !ok || now.Add(wait).After(deadline) || !newAlarm().wait(ctx, now.Add(wait)) {
-			break
+	o.hasDelta, o.streamed, o.first, o.last, o.tokens = false, false, 0, 0, 0
+	r := g.attempt(ctx, st, j, a)
+	g.rec.flush(&st.gaps)
+	if o.end = r.end; o.end == 0 {
+		o.end = g.live.Elapsed()
+	}
+	o.code, o.truncated = r.code, r.truncated
+	o.attempts++
+	if ctx.Err() != nil && r.code != "" {
+		o.code, r.retry = codeCanceled, false
+		if errors.Is(context.Cause(ctx), errUndrained) {
+			o.code = codeUndrained
 		}
 	}
-	g.rec.flush(&st.gaps)
-	g.finish(o)
-	g.recycle(st)
+	g.tell(o, j, *a, r)
+	if r.code == "" || !r.retry || a.n >= g.cfg.Client.Retries {
+		return false
+	}
+	if g.cfg.Client.IgnoreRetryAfter {
+		r.hints.after, r.hints.afterMS, r.asked = "", "", 0
+	}
+	wait, ok := r.hints.delay(a.n, time.Now(), jitter(g.cfg.Seed, j.seq, a.n))
+	*a = attempt{n: a.n + 1, at: o.end + wait, deadline: a.deadline, ticket: r.ticket, returner: r.ticket != "" && r.asked > 0}
+	return ok && !g.live.start.Add(a.at).After(a.deadline)
+}
+
+// await gives the place in flight up until the instant of the next attempt. It
+// returns false when there is no next one: the run is over, or a bound is
+// reached.
+func (g *Generator) await(ctx context.Context, at time.Duration) bool {
+	g.live.inFlight.Add(-1)
+	waiting := g.live.waiting.Add(1)
+	defer g.live.waiting.Add(-1)
+	if waiting > int64(g.cfg.Client.MaxWaiting) {
+		g.rec.invalidate(fmt.Sprintf("client.max_waiting: %d requests waited to be sent again, later ones were given up", g.cfg.Client.MaxWaiting))
+		return false
+	}
+	return newAlarm().wait(ctx, g.live.start.Add(at)) && g.enter()
 }
 
 // recycle keeps the state for another request.
@@ -86,15 +124,16 @@ func (g *Generator) recycle(st *state) {
 }
 
 // attempt sends the request once and reads its answer.
-func (g *Generator) attempt(ctx context.Context, st *state, j job, deadline time.Time, n int) result {
-	ep := g.endpoints[(j.seq+uint64(n))%uint64(len(g.endpoints))]
-	st.text = g.planner.write(st.text[:0], ep, j, n)
-	if n == 0 {
-		g.rec.sent(g.live.Elapsed() - j.due)
+func (g *Generator) attempt(ctx context.Context, st *state, j job, a *attempt) result {
+	ep := g.endpoints[(j.seq+uint64(a.n))%uint64(len(g.endpoints))]
+	st.text = g.planner.write(st.text[:0], ep, j, *a)
+	a.sent = g.live.Elapsed()
+	if a.n == 0 {
+		g.rec.sent(a.sent - j.due)
 	}
-	c, err := g.transport.open(ctx, ep, deadline)
+	c, err := g.transport.open(ctx, ep, a.deadline)
 	if err != nil {
-		if !time.Now().Before(deadline) {
+		if !time.Now().Before(a.deadline) {
 			return result{code: codeTimeout}
 		}
 		return result{code: codeConnect, retry: true}
@@ -109,7 +148,7 @@ func (g *Generator) attempt(ctx context.Context, st *state, j job, deadline time
 	}
 	st.body.reset(c, h)
 	r := g.answer(st, h, j, ep)
-	r.end = g.live.Elapsed() // the wait for the body's end is not the client's
+	r.end, r.status = g.live.Elapsed(), h.status // the wait for the body's end is not the client's
 	g.transport.release(ep, c, writeErr == nil && !h.close && drained(&st.body))
 	return r
 }
@@ -162,7 +201,10 @@ func (g *Generator) answer(st *state, h head, j job, ep *endpoint) result {
 
 // refusal reads an error status with its body.
 func (g *Generator) refusal(st *state, h head) result {
-	r := result{code: fmt.Sprintf("http_%d", h.status), hints: h.hints, retry: h.hints.retryable(h.status)}
+	r := result{
+		code: fmt.Sprintf("http_%d", h.status), hints: h.hints, retry: h.hints.retryable(h.status),
+		asked: h.hints.asked(time.Now()), ticket: h.ticket, server: h.server,
+	}
 	if text, err := st.readAll(maxError); err == nil {
 		r.code = errorCode(text, r.code)
 	}

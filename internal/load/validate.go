@@ -42,6 +42,8 @@ func (c Config) Validate() error {
 	m.check(c.Client.Timeout > 0, "client.timeout", "must be > 0, got %s", c.Client.Timeout)
 	m.check(c.Client.ConnectTimeout > 0, "client.connect_timeout", "must be > 0, got %s", c.Client.ConnectTimeout)
 	m.check(c.Client.MaxInFlight > 0, "client.max_in_flight", "must be > 0, got %d", c.Client.MaxInFlight)
+	m.check(c.Client.MaxWaiting > 0, "client.max_waiting", "must be > 0, got %d", c.Client.MaxWaiting)
+	m.check(c.Client.Drain >= 0, "client.drain", "must be >= 0, got %s", c.Client.Drain)
 	m.check(c.Client.Retries >= 0 && c.Client.Retries <= 10, "client.retries", "must be between 0 and 10, got %d", c.Client.Retries)
 	m.check(c.SLO.TTFT >= 0, "slo.ttft", "must be >= 0, got %s", c.SLO.TTFT)
 	m.check(c.SLO.TPOT >= 0, "slo.tpot", "must be >= 0, got %s", c.SLO.TPOT)
@@ -77,10 +79,14 @@ func (t Target) validate(m *mistakes) {
 	m.header(t.APIKey, "target.api_key")
 	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
 		key := "target.headers." + name
-		m.check(name != "" && !strings.ContainsAny(name, " :\r\n\x00"), key, "is not a header name")
+		m.check(name != "" && headerName(name), key, "is not a header name")
 		m.header(t.Headers[name], key)
 	}
+	m.check(headerName(t.TenantHeader), "target.tenant_header", "is not a header name")
 }
+
+// headerName says whether a name can stand before a header's colon, or is empty.
+func headerName(s string) bool { return !strings.ContainsAny(s, " :\r\n\x00") }
 
 // surfaceNames lists the known surfaces.
 func surfaceNames() string {
@@ -148,6 +154,7 @@ func (c Config) validateMix(m *mistakes) {
 		seen[k.Name] = true
 		m.check(k.Share > 0, key+".share", "must be > 0, got %g", k.Share)
 		m.header(k.APIKey, key+".api_key")
+		m.check(k.TTFT >= 0, key+".ttft", "must be >= 0, got %s", k.TTFT)
 	}
 	m.check(len(c.Tenants) <= maxNames, "tenants", "must be at most %d", maxNames)
 	clear(seen)
@@ -157,7 +164,8 @@ func (c Config) validateMix(m *mistakes) {
 		m.check(!seen[t.Name], key+".name", "%q stands twice", t.Name)
 		seen[t.Name] = true
 		m.check(t.Share >= 0, key+".share", "must be >= 0, got %g", t.Share)
-		m.check(t.APIKey != "", key+".api_key", "must not be empty")
+		m.check(t.APIKey != "" || c.Target.TenantHeader != "", key+".api_key", "must not be empty without target.tenant_header")
+		m.header(t.Name, key+".name")
 		m.header(t.APIKey, key+".api_key")
 	}
 }
