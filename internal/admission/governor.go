@@ -553,7 +553,7 @@ func (g *Governor) deadline(w *Waiter, set *settings) {
 		budget = min(budget, req.Deadline.Sub(w.arrived))
 	}
 	w.budget = max(0, budget)
-	w.latest = w.arrived.Add(allowance(w.budget, w.lane.firstToken(), 1))
+	w.latest = w.arrived.Add(allowance(w.budget, 2*w.lane.firstToken(), 1))
 	if w.again { // its client has been waiting since the first attempt
 		w.latest = req.Deadline
 	}

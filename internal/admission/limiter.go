@@ -91,6 +91,7 @@ type Learned struct {
 	limit  float64
 	share  float64
 	peak   float64 // prompt tokens a second
+	first  float64 // lowest mean time to first token, seconds
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
 
@@ -220,14 +221,13 @@ func (l *Learned) hold(s *Signals) {
 	}
 }
 
-// prefill learns the rate of prefill.
+// prefill learns the rate of prefill and the least time that it takes.
 func (l *Learned) prefill(s *Signals) {
 	l.peak = max(l.peak*peakDecay, s.Prompt/period.Seconds())
-	budget := s.TTFT.Seconds()
-	// When the window alone holds requests back and prompts are read in no time,
-	// the rate seen is the window's own doing.
-	if l.peak > 0 && s.Waiting && s.Firsts > 0 && s.Standing >= 0.8*l.window(s) && s.First.Seconds() < 2*windowShare*budget {
-		l.peak *= 1.1
+	if first := s.First.Seconds(); s.Firsts > 0 {
+		if l.first *= 1.0005; l.first == 0 || first < l.first {
+			l.first = first
+		}
 	}
 }
 
@@ -239,9 +239,12 @@ func (l *Learned) prefillTime(tokens float64) float64 {
 	return tokens / l.peak
 }
 
-// window is the budget of outstanding prompt tokens.
+// window is the budget of outstanding prompt tokens: what the instance reads in an
+// eighth of the budget, but no less than what is on its way at that rate when
+// nothing queues (the product of bandwidth and delay), a quarter more so that a
+// rate which the window holds down shows itself.
 func (l *Learned) window(s *Signals) float64 {
-	return max(smallestWin, windowShare*s.TTFT.Seconds()*l.peak)
+	return max(smallestWin, windowShare*s.TTFT.Seconds()*l.peak, 1.25*l.first*l.peak)
 }
 
 // Static is a limit that an operator sets.

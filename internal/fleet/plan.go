@@ -71,6 +71,10 @@ type Plan struct {
 	Request    *inference.Request
 	Candidates []Candidate
 
+	// Random gives the picks their randomness; nil is the process's own. A run in
+	// virtual time has its own, so that it can be repeated.
+	Random func() uint64
+
 	// Tokens is the length of the prompt in tokens as budgets count it; 0 takes the
 	// request's own estimate.
 	Tokens int64
@@ -119,7 +123,7 @@ func (p *Plan) Take(now time.Time, tried []*Instance) (*Lease, Status) {
 	for {
 		for i := range p.Candidates {
 			if c := &p.Candidates[i]; c.Fallback == "" || !p.Faithful {
-				if lease := c.acquire(q); lease != nil {
+				if lease := c.acquire(q, p.Random); lease != nil {
 					return lease, Open
 				}
 			}
@@ -133,9 +137,12 @@ func (p *Plan) Take(now time.Time, tried []*Instance) (*Lease, Status) {
 }
 
 // acquire takes a slot in the candidate's pool, or returns nil.
-func (c *Candidate) acquire(q *Query) *Lease {
+func (c *Candidate) acquire(q *Query, random func() uint64) *Lease {
+	if random == nil {
+		random = rand.Uint64
+	}
 	for range maxPicks {
-		q.Rand = rand.Uint64()
+		q.Rand = random()
 		n := PickTier(c.Picker, q, c.Pool.primaries, c.Pool.backups)
 		if n == nil {
 			return nil

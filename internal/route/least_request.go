@@ -15,6 +15,9 @@ func (LeastRequest) Pick(q *fleet.Query, nodes []*fleet.Node) int {
 
 // loadPerSize is the share of a node's size in use after one more request.
 func loadPerSize(now int64, n *fleet.Node) float64 {
+	if limit, _, _ := n.Live.Limits(); limit > 0 {
+		return loadPerWeight(now, n) // a share of the size already
+	}
 	size := n.Capacity
 	if size <= 0 {
 		size = unknownCapacity
