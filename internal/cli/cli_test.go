@@ -83,7 +83,7 @@ fleet:
           instances: ["http://127.0.0.1:1"]
 `
 
-var commands = []string{"check", "demo", "engine", "explain", "load", "serve", "version"}
+var commands = []string{"check", "demo", "emergency", "engine", "explain", "load", "serve", "version"}
 
 func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{}, {"help"}, {"--help"}, {"-h"}} {
