@@ -140,18 +140,19 @@ type EmergencyState struct {
 //
 // It is safe for concurrent use: reads are one atomic load of an immutable
 // state. Orders follow each other under a mutex that is held while they are
-// kept, so that what is kept last is what was ordered last; no read waits for it.
+// kept, so that what is kept last is what was ordered last; neither a read nor Tick
+// waits for it. Run owns one goroutine's time: the disk at the start and at an end.
 type Emergency struct {
 	keep            Keeper
 	log             *slog.Logger
 	onDesc, endDesc *prometheus.Desc
 	live            atomic.Pointer[EmergencyState] // as ordered: expiry is judged by the reader
 	expiry          atomic.Int64                   // of orders that name none, ns
-	untidy          atomic.Bool                    // mu.tidy is set
+	untidy          atomic.Bool                    // mu.tidy is not empty
 
 	mu struct {
 		sync.Mutex
-		tidy func() // says what was found at the start, and clears it away when it is of no use
+		tidy []func() // what is left to say of the start, and to do on the disk, in order
 	}
 }
 
@@ -159,7 +160,7 @@ type Emergency struct {
 // ordered before a restart goes on, else off; what cannot be read leaves it off. A
 // nil keep forgets everything. The error is that of a wrong configuration. It
 // neither logs nor writes: a command that builds a gateway without running it leaves
-// no trace. The first Tick or order does both.
+// no trace. Run does both, or the first order.
 func NewEmergency(cfg EmergencyConfig, keep Keeper, log *slog.Logger) (*Emergency, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -203,8 +204,8 @@ func (e *Emergency) On(now time.Time, by Operator, reason string, expiry time.Du
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.tidy()
 	e.expire(now)
+	e.tidy()
 	next := *e.live.Load()
 	if !next.On {
 		next.Since = now.Round(0)
@@ -231,8 +232,8 @@ func (e *Emergency) Off(now time.Time, by Operator) (EmergencyState, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.tidy()
 	e.expire(now)
+	e.tidy()
 	if was := e.live.Load(); was.On {
 		e.live.Store(&EmergencyState{Profile: was.Profile})
 		e.audit("emergency mode is off", was, by)
@@ -293,35 +294,53 @@ func (e *Emergency) Profile(now time.Time) *Profile {
 // on says whether the emergency holds at an instant.
 func (s *EmergencyState) on(now time.Time) bool { return s.On && now.Before(s.Until) }
 
-// Tick notes the end of an emergency whose time is over: one line in the log, and
-// it is kept no more. Nothing else waits for it: readers judge by their own now.
-// It waits for the disk at the first call and at an end, and is therefore not for
-// a control loop; Run calls it where there is real time.
+// Tick notes the end of an emergency whose time is over with one line in the log.
+// Readers do not wait for it: they judge by their own now. It never waits for the
+// disk, nor for an order that does: a later Tick notes the end then.
 func (e *Emergency) Tick(now time.Time) {
-	if s := e.live.Load(); !e.untidy.Load() && (!s.On || s.on(now)) {
+	if s := e.live.Load(); !s.On || s.on(now) || !e.mu.TryLock() {
 		return
 	}
-	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.tidy()
 	e.expire(now)
 }
 
-// tickEvery bounds how late the end of an emergency is logged.
-const tickEvery = time.Second
+// tidyEvery bounds how long a file outlives its emergency.
+const tidyEvery = time.Second
 
-// Run calls Tick every second until ctx ends.
+// Run does what is left to do on the disk, at the start and behind an end, and
+// calls Tick, until ctx ends.
 func (e *Emergency) Run(ctx context.Context) error {
-	tick := time.NewTicker(tickEvery)
+	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	for {
 		e.Tick(time.Now())
+		if e.untidy.Load() {
+			e.mu.Lock()
+			e.tidy()
+			e.mu.Unlock()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
 	}
+}
+
+// later leaves something to tidy. The caller holds mu, or is the only one.
+func (e *Emergency) later(do func()) {
+	e.mu.tidy = append(e.mu.tidy, do)
+	e.untidy.Store(true)
+}
+
+// tidy does what is left to do. The caller holds mu.
+func (e *Emergency) tidy() {
+	for _, do := range e.mu.tidy {
+		do()
+	}
+	e.mu.tidy = nil
+	e.untidy.Store(false)
 }
 
 // expire ends an emergency whose time is over. The caller holds mu.
@@ -332,7 +351,7 @@ func (e *Emergency) expire(now time.Time) {
 	}
 	e.live.Store(&EmergencyState{Profile: was.Profile})
 	e.audit("emergency mode has expired", was, was.By)
-	e.forget()
+	e.later(e.forget)
 }
 
 // audit writes the one line of a change. s is the emergency that it is about.

@@ -33,9 +33,10 @@ type keptEmergency struct {
 
 // encode writes a state that is on.
 func (s *EmergencyState) encode() ([]byte, error) {
-	return json.MarshalIndent(keptEmergency{
+	data, err := json.MarshalIndent(keptEmergency{
 		Version: emergencyVersion, Since: s.Since.UTC(), Until: s.Until.UTC(), By: s.By.Name, From: s.By.From, Reason: s.Reason,
 	}, "", "  ")
+	return append(data, '\n'), err
 }
 
 // decodeEmergency reads a file.
@@ -62,44 +63,34 @@ func decodeEmergency(data []byte) (*EmergencyState, error) {
 	return &EmergencyState{On: true, Since: k.Since, Until: k.Until, By: by, Reason: k.Reason}, nil
 }
 
-// restore reads what was kept, and leaves to tidy what there is to say and to do
-// about it.
+// restore reads what was kept, and leaves what there is to say and to do about it.
 func (e *Emergency) restore(now time.Time) {
 	data, err := e.keep.Read(emergencyFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return
-	}
-	e.untidy.Store(true)
-	if err != nil {
-		e.mu.tidy = func() {
+	case err != nil:
+		e.later(func() {
 			e.log.Error("what was kept of the emergency mode cannot be read; it begins switched off", "err", err)
-		}
+		})
 		return
 	}
 	kept, err := decodeEmergency(data)
 	switch {
 	case err != nil:
-		e.mu.tidy = func() {
+		e.later(func() {
 			e.log.Error("what was kept of the emergency mode is broken; it begins switched off", "file", emergencyFile, "set_aside_as", emergencyBroken, "err", err)
 			e.setAside(data)
-		}
+		})
 	case !kept.on(now):
-		e.mu.tidy = e.forget
+		e.later(e.forget)
 	default:
 		if latest := now.Add(MaxExpiry).Round(0); kept.Until.After(latest) {
 			kept.Until = latest // the clock was set back, or the file was made by hand
 		}
 		kept.Profile = e.live.Load().Profile
 		e.live.Store(kept)
-		e.mu.tidy = func() { e.audit("emergency mode goes on after a restart", kept, kept.By) }
-	}
-}
-
-// tidy does what restore left to do, once. The caller holds mu.
-func (e *Emergency) tidy() {
-	if e.untidy.Swap(false) {
-		e.mu.tidy()
-		e.mu.tidy = nil
+		e.later(func() { e.audit("emergency mode goes on after a restart", kept, kept.By) })
 	}
 }
 

@@ -117,6 +117,16 @@ func newSwitch(t testing.TB, keep admission.Keeper) (*admission.Emergency, *test
 	return e, log
 }
 
+// settle lets a switch do what it does in its own time: Run looks once, and ends.
+func settle(t testing.TB, e *admission.Emergency) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := e.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 // alice gives the orders.
 var alice = admission.Operator{Name: "alice", From: "10.0.0.7:4711"}
 
@@ -429,8 +439,8 @@ func TestEmergencyAcrossRestarts(t *testing.T) {
 				if (second.Profile(time.Now()) != nil) != tt.on {
 					t.Error("the profile does not follow the switch")
 				}
-				second.Tick(time.Now())
-				second.Tick(time.Now())
+				settle(t, second)
+				settle(t, second)
 				if diff := cmp.Diff(tt.want, messages(t, log)); diff != "" {
 					t.Errorf("log (-want +got):\n%s", diff)
 				}
@@ -438,7 +448,7 @@ func TestEmergencyAcrossRestarts(t *testing.T) {
 					t.Errorf("the file: %v", err)
 				}
 				time.Sleep(30 * time.Minute)
-				second.Tick(time.Now())
+				settle(t, second)
 				if left, err := os.ReadDir(dir); err != nil || len(left) != 0 || second.Profile(time.Now()) != nil {
 					t.Errorf("at the end: %v %v", left, err)
 				}
@@ -491,7 +501,7 @@ func TestEmergencyFiles(t *testing.T) {
 				case tt.until > 0:
 					want["emergency.json"] = tt.text
 				}
-				e.Tick(now)
+				settle(t, e)
 				if diff := cmp.Diff(want, keep.kept()); diff != "" {
 					t.Errorf("kept (-want +got):\n%s", diff)
 				}
@@ -499,7 +509,7 @@ func TestEmergencyFiles(t *testing.T) {
 					t.Errorf("got log %q", got)
 				}
 				before := len(lines(t, log))
-				e.Tick(now)
+				settle(t, e)
 				if _, err := e.On(now, alice, "", 0); err != nil || len(lines(t, log)) != before+1 {
 					t.Errorf("the next order: %v %s", err, log)
 				}
@@ -542,6 +552,8 @@ func TestEmergencyThatCannotBeKept(t *testing.T) {
 	keep.fail = full
 	e.Tick(now.Add(time.Minute))
 	e.Tick(now.Add(2 * time.Minute))
+	settle(t, e)
+	settle(t, e)
 	want := []string{
 		"WARN emergency mode is on", "ERROR the order is in force, but a restart would not know of it", "WARN emergency mode is on",
 		"WARN emergency mode is off", "ERROR the order is in force, but a restart would not know of it",
@@ -552,19 +564,65 @@ func TestEmergencyThatCannotBeKept(t *testing.T) {
 	}
 }
 
+// slowKeeper is a disk that hangs.
+type slowKeeper struct {
+	memoryKeeper
+	hang chan struct{}
+}
+
+func (k *slowKeeper) Write(name string, data []byte) error {
+	<-k.hang
+	return k.memoryKeeper.Write(name, data)
+}
+
+// TestEmergencyDoesNotWaitForItsDisk gives an order that hangs on the disk: it is in
+// force, and nothing that the governor calls waits for it.
+func TestEmergencyDoesNotWaitForItsDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keep := &slowKeeper{hang: make(chan struct{})}
+		e, log := newSwitch(t, keep)
+		now := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := e.On(now, alice, "", time.Minute); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		if e.Profile(now) == nil || !e.State(now).On {
+			t.Error("the order is not in force")
+		}
+		late := now.Add(time.Hour)
+		e.Tick(late)
+		if e.Profile(late) != nil || len(lines(t, log)) != 1 {
+			t.Errorf("at the end: got profile %v, log %s", e.Profile(late), log)
+		}
+		close(keep.hang)
+		wg.Wait()
+		e.Tick(late)
+		if len(lines(t, log)) != 2 || len(keep.kept()) != 1 {
+			t.Errorf("got %s, kept %v, want the end in the log and nothing done on the disk", log, keep.kept())
+		}
+		settle(t, e)
+		if len(keep.kept()) != 0 {
+			t.Errorf("kept %v", keep.kept())
+		}
+	})
+}
+
 // TestEmergencyStartsWithoutItsDisk cannot read, or cannot set aside, and goes on.
 func TestEmergencyStartsWithoutItsDisk(t *testing.T) {
 	keep := &memoryKeeper{fail: errors.New("input/output error")}
 	e, log := newSwitch(t, keep)
-	e.Tick(time.Now())
+	settle(t, e)
 	if e.Profile(time.Now()) != nil || len(lines(t, log)) != 1 || lines(t, log)[0].Err != "input/output error" {
 		t.Errorf("got %s", log)
 	}
 	keep = &memoryKeeper{files: map[string]string{"emergency.json": "{"}}
 	e, log = newSwitch(t, keep)
 	keep.fail = errors.New("read-only file system")
-	e.Tick(time.Now())
-	e.Tick(time.Now())
+	settle(t, e)
+	settle(t, e)
 	if got := lines(t, log); len(got) != 2 || got[1].Err != "read-only file system" {
 		t.Errorf("got %s", log)
 	}
@@ -640,6 +698,7 @@ func TestEmergencyConcurrently(t *testing.T) {
 					t.Errorf("torn: %+v", p)
 				}
 				e.Tick(now)
+				settle(t, e)
 				e.Apply(admission.DefaultEmergency())
 			}
 		})
@@ -700,7 +759,7 @@ func FuzzEmergencyFile(f *testing.F) {
 		if first.Until.After(now.Add(admission.MaxExpiry)) || first.On != (e.Profile(now) != nil) {
 			t.Errorf("got %+v", first)
 		}
-		e.Tick(now)
+		settle(t, e)
 		second, _ := newSwitch(t, keep)
 		if got := second.State(now); got.On != first.On || got.By != first.By || got.Reason != first.Reason {
 			t.Errorf("got %+v, then %+v", first, got)

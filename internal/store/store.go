@@ -211,7 +211,7 @@ func (s *Store) Remove(name string) error {
 		return fmt.Errorf("forget %s: %w", name, err)
 	}
 	if err := os.Remove(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // below a file there is nothing
 			return nil
 		}
 		return fmt.Errorf("forget %s: %w", name, err)
@@ -257,8 +257,11 @@ func (s *Store) sweep() {
 // makeDir makes a directory and those above it, for this user alone, and makes
 // each lasting in the one above.
 func makeDir(dir string) error {
-	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+	switch info, err := os.Stat(dir); {
+	case err == nil && info.IsDir():
 		return nil
+	case err == nil:
+		return fmt.Errorf("%s is not a directory", dir)
 	}
 	parent := filepath.Dir(dir)
 	if parent == dir {

@@ -247,8 +247,12 @@ func TestUnderAFile(t *testing.T) {
 	if err := os.WriteFile(block, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := open(t, filepath.Join(block, "state")).Write("x", nil); err == nil || !strings.Contains(err.Error(), block) {
+	s := open(t, filepath.Join(block, "state"))
+	if err := s.Write("x", nil); err == nil || !strings.Contains(err.Error(), block+" is not a directory") {
 		t.Errorf("got %v, want an error that names %s", err, block)
+	}
+	if err := s.Remove("x"); err != nil {
+		t.Errorf("removing what cannot be there: %v", err)
 	}
 	if _, err := store.Open(store.Config{Directory: block}); err == nil || !strings.HasPrefix(err.Error(), "directory: ") {
 		t.Errorf("a file was taken for a directory: %v", err)
