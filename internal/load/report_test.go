@@ -92,6 +92,45 @@ INVALID: spillway: schedule lag p99 7.0 ms
 	}
 }
 
+// TestOverloadTable: what only overload scenarios know stands in the table.
+func TestOverloadTable(t *testing.T) {
+	r := load.NewReport("overload", 1)
+	r.Add(load.System{
+		Name: "spillway", Load: 10, Optimum: pointer(49.926), GoodPerS: pointer(47.5), GoodputRatio: pointer(0.951), Wasted: pointer(0.0123),
+		Rejections:        &load.Rejections{Count: 1234567, P99MS: pointer(2.345), ServerP99MS: pointer(0.1234)},
+		RetryAfterHonesty: pointer(0.97), Jain: pointer(0.9876), StarvationS: pointer(0.25), RecoveryS: pointer(7.0),
+		SLO:     &load.Objectives{TTFT: 5000, TPOT: 50},
+		Classes: map[string]load.Group{"vip": {Offered: 10, SLO: &load.Objectives{TTFT: 1000, TPOT: 50}}},
+	})
+	r.Add(load.System{Name: "direct", Load: 10, Rejections: &load.Rejections{}, RecoveryS: pointer(-1.0)})
+	var got strings.Builder
+	if err := r.WriteTable(&got); err != nil {
+		t.Fatal(err)
+	}
+	const want = `overload (seed 1)
+spillway 10x direct 10x
+offered 0 0
+answered 0 0
+truncated 0 0
+goodput ratio 95.10% -
+optimum/s 49.93 -
+good/s 47.50 -
+work wasted 1.23% -
+rejections 1234567 0
+rejection p99 ms 2.35 -
+in the server p99 ms 0.123 -
+promises kept 97.00% -
+Jain index 0.988 -
+starvation s 0.25 -
+recovery s 7 never
+vip offered 10 -
+spillway: the SLO of vip is TTFT <= 1000 ms and TPOT <= 50 ms
+`
+	if diff := cmp.Diff(squeeze(want), squeeze(got.String())); diff != "" {
+		t.Errorf("table (-want +got):\n%s", diff)
+	}
+}
+
 // squeeze makes one space of many.
 func squeeze(s string) []string {
 	var out []string
@@ -145,7 +184,10 @@ func TestReportDocument(t *testing.T) {
 		Attempts: 1, Retries: 1, Errors: map[string]int64{"code": 1}, OutputTokens: 1, TokensPerS: pointer(1.0), LateSteps: pointer(0.1),
 		TTFT: &load.Latency{Max: 1, Count: 1}, ITL: &load.Latency{}, TPOT: &load.Latency{}, E2E: &load.Latency{}, ScheduleLag: &load.Latency{},
 		SLO: &load.Objectives{TTFT: 1, TPOT: 1}, Notes: []string{"n"},
-		Classes: map[string]load.Group{"vip": {Availability: pointer(1.0), SLOAttainment: pointer(1.0), E2E: &load.Latency{}}},
+		Classes: map[string]load.Group{"vip": {Availability: pointer(1.0), SLOAttainment: pointer(1.0), E2E: &load.Latency{}, SLO: &load.Objectives{}}},
+		Optimum: pointer(1.0), GoodPerS: pointer(1.0), Wasted: pointer(0.1), Unservable: 1, Jain: pointer(1.0), StarvationS: pointer(1.0),
+		Rejections:        &load.Rejections{P99MS: pointer(1.0), ServerP99MS: pointer(1.0)},
+		RetryAfterHonesty: pointer(1.0), RecoveryS: pointer(1.0),
 		Tenants: map[string]load.Group{"a": {}},
 	})
 	var b bytes.Buffer

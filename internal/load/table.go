@@ -33,6 +33,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 	}
 	t.percent("availability", func(s System) *float64 { return s.Availability })
 	t.percent("goodput ratio", func(s System) *float64 { return s.GoodputRatio })
+	t.overload()
 	t.latency("TTFT", func(s System) *Latency { return s.TTFT })
 	t.latency("ITL", func(s System) *Latency { return s.ITL })
 	t.latency("E2E", func(s System) *Latency { return s.E2E })
@@ -55,8 +56,13 @@ func (r *Report) writeLines(w io.Writer, table string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (seed %d)\n%s", r.Scenario, r.Seed, table)
 	for _, s := range r.Systems {
-		if o := s.SLO; o != nil {
+		if o := s.SLO; o != nil && s.Optimum == nil {
 			fmt.Fprintf(&b, "%s: goodput counts answers with TTFT <= %s and TPOT <= %s\n", s.Name, bound(o.TTFT), bound(o.TPOT))
+		}
+		for _, class := range slices.Sorted(maps.Keys(s.Classes)) {
+			if o := s.Classes[class].SLO; o != nil {
+				fmt.Fprintf(&b, "%s: the SLO of %s is TTFT <= %s and TPOT <= %s\n", s.Name, class, bound(o.TTFT), bound(o.TPOT))
+			}
 		}
 		for _, n := range s.Notes {
 			fmt.Fprintf(&b, "%s: %s\n", s.Name, n)
@@ -149,6 +155,40 @@ func (t *table) latency(name string, v func(System) *Latency) {
 			return &f
 		})
 	}
+}
+
+// overload appends what only overload scenarios know.
+func (t *table) overload() {
+	t.value("optimum/s", "%.2f", func(s System) *float64 { return s.Optimum })
+	t.value("good/s", "%.2f", func(s System) *float64 { return s.GoodPerS })
+	t.percent("work wasted", func(s System) *float64 { return s.Wasted })
+	rejections := func(label, format string, v func(*Rejections) *float64) {
+		t.value(label, format, func(s System) *float64 {
+			if s.Rejections == nil {
+				return nil
+			}
+			return v(s.Rejections)
+		})
+	}
+	rejections("rejections", "%.0f", func(r *Rejections) *float64 {
+		n := float64(r.Count)
+		return &n
+	})
+	rejections("rejection p99 ms", "%.2f", func(r *Rejections) *float64 { return r.P99MS })
+	rejections("in the server p99 ms", "%.3f", func(r *Rejections) *float64 { return r.ServerP99MS })
+	t.percent("promises kept", func(s System) *float64 { return s.RetryAfterHonesty })
+	t.value("Jain index", "%.3f", func(s System) *float64 { return s.Jain })
+	t.value("starvation s", "%.2f", func(s System) *float64 { return s.StarvationS })
+	t.row("recovery s", func(s System) string {
+		switch v := s.RecoveryS; {
+		case v == nil:
+			return absent
+		case *v < 0:
+			return "never"
+		default:
+			return strconv.FormatFloat(*v, 'f', 0, 64)
+		}
+	})
 }
 
 // class appends the rows of one class.
