@@ -103,6 +103,10 @@ type Scored struct {
 	GoodWork, GoodRequests, GoodTokens float64
 	// GoodputRatio is GoodWork / min(OfferedWork, Optimum.Work), 0 of nothing.
 	GoodputRatio float64
+	// Feasible is the rate of good work that the optimum, second by second, leaves
+	// room for when load and fleet change, FeasibleRatio the goodput's share of it,
+	// 0 of nothing. Under a steady load it is the lesser of offered work and optimum.
+	Feasible, FeasibleRatio float64
 	// ServedWork is the work of all tokens received on attempts sent inside the
 	// window, Wasted the share of it on attempts that did not meet their bounds.
 	ServedWork, Wasted float64
@@ -219,6 +223,7 @@ type scorer struct {
 	rejections []time.Duration
 	server     []time.Duration
 	wasted     float64
+	phases     []phase
 }
 
 // group sorts the attempts by request and sets apart what nothing could serve.
@@ -374,39 +379,32 @@ func (s *scorer) finish() {
 	if most := min(o.OfferedWork, o.Optimum.Work); most > 0 {
 		o.GoodputRatio = o.GoodWork / most
 	}
+	if o.Feasible = s.feasible(); o.Feasible > 0 {
+		o.FeasibleRatio = o.GoodWork / o.Feasible
+	}
 	o.Rejections = RejectionScore{quantiles(s.rejections), quantiles(s.server)}
 	if n := o.Returns.Returned; n > 0 {
 		o.Returns.Honesty = float64(o.Returns.Kept) / float64(n)
 	}
 }
 
-// capacity is the optimum over the window, each fleet in its time.
+// capacity computes the optimum of each fleet, and its mean over the window.
 func (s *scorer) capacity() {
 	lengths := s.Lengths
 	if len(lengths) == 0 {
 		lengths = s.lengths
 	}
-	s.out.Optimum = NewOptimum(s.Fleet, s.TPOT, lengths)
-	if len(s.Changes) == 0 {
-		return
-	}
-	fleet, from, work := s.Fleet, s.From, 0.0
-	for _, c := range append(slices.Clone(s.Changes), Change{At: s.To}) {
-		until := min(max(c.At, from), s.To)
-		work += optimumOf(fleet, s.Fleet[0], s.TPOT, lengths) * (until - from).Seconds()
-		fleet, from = c.Fleet, until
-	}
 	o := &s.out.Optimum
-	o.Work = work / s.out.Window.Seconds()
+	*o = NewOptimum(s.Fleet, s.TPOT, lengths)
+	s.phases = []phase{{0, o.Work}}
+	for _, c := range s.Changes {
+		// In work of the first fleet's first server, whatever the other's law.
+		s.phases = append(s.phases, phase{c.At, NewOptimum(c.Fleet, s.TPOT, lengths).Rate * o.MeanWork})
+	}
+	o.Work = s.capable(s.From, s.To) / s.out.Window.Seconds()
 	if o.MeanWork > 0 {
 		o.Rate = o.Work / o.MeanWork
 	}
-}
-
-// optimumOf is a fleet's optimum with work measured by the unit's law.
-func optimumOf(fleet []Server, unit Server, tpot time.Duration, lengths []Lengths) float64 {
-	o := NewOptimum(fleet, tpot, lengths)
-	return o.Rate * meansOf(lengths).work(unit.Batching)
 }
 
 // quantiles sorts the values in place.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -140,6 +141,49 @@ func TestGoodput(t *testing.T) {
 // cut ends an attempt after some tokens.
 func cut(tokens int) func(*bench.Try) {
 	return func(t *bench.Try) { t.Tokens, t.Whole = tokens, false }
+}
+
+func TestFeasible(t *testing.T) {
+	// Ten seconds of work are asked for at once at 20 s, as 50 requests which may
+	// end 10 s later, and nothing else.
+	burst := make([]bench.Try, 50)
+	for i := range burst {
+		burst[i] = refused(20 * sec)
+	}
+	burst[0] = served(20*sec, sec)
+	back := func(at time.Duration) []bench.Try {
+		out := apart(slices.Clone(burst)...)
+		for i := range out[1:] {
+			out = append(out, with(refused(at), func(t *bench.Try) { t.Request = i + 1 }))
+		}
+		return out
+	}
+	tests := map[string]struct {
+		tries    []bench.Try
+		change   func(*bench.Terms)
+		feasible float64 // seconds of work
+	}{
+		"all":        {apart(burst...), nil, 10},
+		"by half":    {apart(burst...), func(t *bench.Terms) { t.Fleet[0].Speed = 0.5 }, 5},
+		"by the end": {apart(burst...), func(t *bench.Terms) { t.To = 24 * sec }, 4},
+		"from the warm-up": {apart(burst...), func(t *bench.Terms) {
+			t.From, t.Lengths = 23*sec+500*ms, []bench.Lengths{{Prompt: 100, Output: 100}}
+		}, 6}, // seconds begin at 19.5 s: four of them before
+		"while one is down": {apart(burst...), func(t *bench.Terms) {
+			t.Changes = []bench.Change{{At: 22 * sec}, {At: 29 * sec, Fleet: t.Fleet}}
+		}, 3},
+		"with retries": {back(24 * sec), func(t *bench.Terms) { t.Fleet[0].Speed = 0.5 }, 7}, // 4 s longer
+		"steady":       {apart(stream("", 100, 600)...), nil, 100},
+		"less":         {apart(stream("", 100, 100)...), nil, 40},
+	}
+	for name, c := range tests {
+		t.Run(name, func(t *testing.T) {
+			run := terms(c.change)
+			got := bench.Score(c.tries, run)
+			near(t, "feasible", got.Feasible*(run.To-run.From).Seconds(), c.feasible, 0.02)
+			near(t, "ratio", got.FeasibleRatio, got.GoodWork/got.Feasible, 1e-9)
+		})
+	}
 }
 
 func TestLogicalRequests(t *testing.T) {
@@ -412,4 +456,29 @@ func ExampleScore() {
 	fmt.Printf("%d of %d within the SLO, %.2f of what was asked for, capacity %.2f s of work a second\n",
 		s.Good, s.Offered, s.GoodputRatio, s.Optimum.Work)
 	// Output: 1 of 2 within the SLO, 0.50 of what was asked for, capacity 0.84 s of work a second
+}
+
+// BenchmarkScore scores five minutes of ten times the load of four engines.
+func BenchmarkScore(b *testing.B) {
+	r := rand.New(rand.NewPCG(5, 6))
+	law := engine.Default().Batching
+	var tries []bench.Try
+	for i := range 150_000 {
+		at := time.Duration(i) * 2 * ms
+		l := mix(r)
+		try := bench.Try{Request: i, Tenant: fmt.Sprint(i % 27), Prompt: l.Prompt, Output: l.Output, At: at, Sent: at, End: at + ms, Refused: true}
+		if i%10 == 0 {
+			try.First, try.Tokens, try.Whole, try.Refused = at+sec, l.Output, true, false
+			try.End = try.First + time.Duration(l.Output)*45*ms
+		}
+		tries = append(tries, try)
+	}
+	run := terms(func(t *bench.Terms) {
+		t.Fleet, t.To = []bench.Server{{Batching: law}, {Batching: law}, {Batching: law}, {Batching: law}}, 300*sec
+		t.Trigger = bench.Trigger{Start: 60 * sec, End: 120 * sec}
+	})
+	b.ReportAllocs()
+	for b.Loop() {
+		bench.Score(tries, run)
+	}
 }

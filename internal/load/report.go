@@ -71,6 +71,8 @@ type System struct {
 	// per second that the fleet could serve within the SLO, and those it did.
 	Optimum  *float64 `json:"optimum,omitempty"`
 	GoodPerS *float64 `json:"good_per_s,omitempty"`
+	// The goodput's share of what load and fleet, as they changed, left room for.
+	FeasibleRatio *float64 `json:"feasible_ratio,omitempty"`
 	// Share of the work done for answers that missed the SLO.
 	Wasted *float64 `json:"wasted,omitempty"`
 	// Requests that no idle engine could have served within the SLO; not offered.
