@@ -53,9 +53,14 @@ type Answer struct {
 	delta, finished, done, ended bool
 }
 
-// askUsage says whether the surface knows stream_options.
-func (a *Answer) askUsage() bool {
-	return a.req.Surface == inference.Chat || a.req.Surface == inference.Completions
+// edits are what the instance is asked otherwise than the client asked.
+func (a *Answer) edits() wire.Edits {
+	knows := a.req.Surface == inference.Chat || a.req.Surface == inference.Completions // of stream_options
+	return wire.Edits{
+		Model:        a.lease.Candidate.Model,
+		IncludeUsage: knows && a.pool.cfg.IncludeUsage,
+		MaxTokens:    a.lease.MaxTokens,
+	}
 }
 
 // Head waits until the answer begins. An answer that is an error is a Failure

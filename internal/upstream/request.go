@@ -47,7 +47,7 @@ func (c *conn) send(a *Answer) error {
 		*bp = (*bp)[:0]
 		writeBuffers.Put(bp)
 	}()
-	segs := wire.Rewrite(make([][]byte, 0, 5), req, a.lease.Candidate.Model, p.cfg.IncludeUsage && a.askUsage())
+	segs := wire.Rewrite(make([][]byte, 0, 7), req, a.edits())
 	length := 0
 	for _, s := range segs {
 		length += len(s)

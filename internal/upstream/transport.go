@@ -67,7 +67,7 @@ func openPumped(ctx context.Context, a *Answer) (*pumped, func() bool) {
 	u := *a.lease.Instance.URL
 	u.Path += a.req.Surface.Path()
 	u.RawQuery = a.req.RawQuery
-	segs := wire.Rewrite(nil, a.req, a.lease.Candidate.Model, a.pool.cfg.IncludeUsage && a.askUsage())
+	segs := wire.Rewrite(nil, a.req, a.edits())
 	body := bytes.Join(segs, nil)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
 	if err == nil {

@@ -31,9 +31,11 @@ func ScanRequest(surface inference.Surface, body []byte) (inference.Fields, erro
 		return f, invalid("", "the body must be a JSON object")
 	}
 	s := scanner{d: d, f: &f, prompt: promptMember(surface)}
+	s.rebuild = surface == inference.Chat || surface == inference.Completions
 	if _, err := d.members(s.member); err != nil {
 		return f, syntaxError(err)
 	}
+	f.Rebuild = s.rebuild && !f.Stream
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {
 			err = errors.New("data after the top-level object")
@@ -62,9 +64,10 @@ func promptMember(surface inference.Surface) string {
 
 // scanner fills Fields from the members of the top-level object.
 type scanner struct {
-	d      *decoder
-	f      *inference.Fields
-	prompt string
+	d       *decoder
+	f       *inference.Fields
+	prompt  string
+	rebuild bool // nothing so far speaks against an answer from a stream
 }
 
 // member reads the value of one top-level member.
@@ -93,20 +96,38 @@ func (s *scanner) member(name []byte) error {
 		switch v.Kind() {
 		case 't', 'f', 'n':
 			s.f.Stream = v.Kind() == 't'
+			s.f.StreamAt = s.spanOf(v)
 		default:
 			return invalid("stream", "'stream' must be a boolean")
 		}
-	case "max_tokens", "max_completion_tokens", "max_output_tokens":
-		n, err := count(string(key), v)
-		if err != nil {
-			return err
-		}
-		s.f.MaxTokens = max(s.f.MaxTokens, n)
+	case "max_tokens":
+		return s.readLimit(0, v)
+	case "max_completion_tokens":
+		return s.readLimit(1, v)
+	case "max_output_tokens":
+		return s.readLimit(2, v)
 	case "user":
 		if v.Kind() == '"' {
 			s.f.User = text(v)
 		}
+	default:
+		s.rebuild = s.rebuild && rebuildable(key, v)
 	}
+	return nil
+}
+
+// limitNames are the members that bound an answer's tokens, in the order of
+// Fields.MaxTokensAt.
+var limitNames = [...]string{"max_tokens", "max_completion_tokens", "max_output_tokens"}
+
+// readLimit notes a bound on the answer's tokens.
+func (s *scanner) readLimit(i int, v jsontext.Value) error {
+	n, err := count(limitNames[i], v)
+	if err != nil {
+		return err
+	}
+	s.f.MaxTokens = max(s.f.MaxTokens, n)
+	s.f.MaxTokensAt[i] = s.spanOf(v)
 	return nil
 }
 
@@ -114,38 +135,6 @@ func (s *scanner) member(name []byte) error {
 func (s *scanner) spanOf(v jsontext.Value) inference.Span {
 	end := int(s.d.InputOffset())
 	return inference.Span{Start: end - len(v), End: end}
-}
-
-// readPrompt notes where the prompt stands and how many messages it has.
-func (s *scanner) readPrompt() error {
-	kind := s.d.PeekKind()
-	if s.prompt == "messages" && kind != '[' && kind != 0 {
-		return invalid("messages", "'messages' must be an array")
-	}
-	if kind != '[' {
-		v, err := s.d.ReadValue()
-		if err != nil {
-			return err
-		}
-		if kind == '"' {
-			s.f.Messages = 1
-		}
-		s.f.PromptAt = s.spanOf(v)
-		return nil
-	}
-	if _, err := s.d.ReadToken(); err != nil {
-		return err
-	}
-	start := int(s.d.InputOffset()) - 1
-	for k := s.d.PeekKind(); k != ']'; k = s.d.PeekKind() {
-		if err := s.d.SkipValue(); err != nil {
-			return err
-		}
-		s.f.Messages++
-	}
-	_, err := s.d.ReadToken()
-	s.f.PromptAt = inference.Span{Start: start, End: int(s.d.InputOffset())}
-	return err
 }
 
 // readStreamOptions finds include_usage.
@@ -161,6 +150,7 @@ func (s *scanner) readStreamOptions() error {
 		s.f.StreamOptionsAt = s.spanOf(v)
 		return nil
 	}
+	s.rebuild = false // without a stream it is a mistake, which the server has to name
 	at, err := s.d.members(func(name []byte) error {
 		v, err := s.d.ReadValue()
 		if err == nil && string(name) == `"include_usage"` {

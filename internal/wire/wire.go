@@ -32,27 +32,42 @@ var decoders = sync.Pool{New: func() any { return new(decoder) }}
 type decoder struct {
 	jsontext.Decoder
 	src bytes.Buffer
+	doc []byte
 }
 
 // newDecoder returns a decoder over doc; done gives it back.
 func newDecoder(doc []byte) *decoder {
 	d := decoders.Get().(*decoder)
-	d.src = *bytes.NewBuffer(doc)
+	d.src, d.doc = *bytes.NewBuffer(doc), doc
 	d.Reset(&d.src)
 	return d
 }
 
 // done returns the decoder to the pool without keeping the document alive.
 func (d *decoder) done() {
-	d.src = bytes.Buffer{}
+	d.src, d.doc = bytes.Buffer{}, nil
 	d.Reset(&d.src)
 	decoders.Put(d)
+}
+
+// next is the first byte of the next token, or 0 at the end. It is cheaper than
+// PeekKind and judges nothing: it only says which call to make, and that call
+// fails where the syntax is wrong.
+func (d *decoder) next() byte {
+	for _, c := range d.doc[d.InputOffset():] {
+		switch c {
+		case ' ', '\t', '\r', '\n', ',', ':':
+		default:
+			return c
+		}
+	}
+	return 0
 }
 
 // checkDepth bounds the nesting of doc. Counting the brackets, including those
 // inside strings, decides almost every document without walking it.
 func checkDepth(doc []byte) error {
-	if bytes.Count(doc, []byte{'['})+bytes.Count(doc, []byte{'{'}) <= MaxDepth {
+	if len(doc) < 2*MaxDepth || bytes.Count(doc, []byte{'['})+bytes.Count(doc, []byte{'{'}) <= MaxDepth {
 		return nil
 	}
 	depth, inString := 0, false
@@ -86,7 +101,7 @@ func (d *decoder) members(f func(name []byte) error) (inference.Span, error) {
 		return at, err
 	}
 	at.Start = int(d.InputOffset()) - 1
-	for d.PeekKind() == '"' {
+	for d.next() == '"' {
 		name, err := d.ReadValue()
 		if err != nil {
 			return at, err
@@ -98,6 +113,33 @@ func (d *decoder) members(f func(name []byte) error) (inference.Span, error) {
 	_, err := d.ReadToken()
 	at.End = int(d.InputOffset())
 	return at, err
+}
+
+// value reads the next value. Its bytes are a part of the document.
+func (d *decoder) value() ([]byte, error) {
+	v, err := d.ReadValue()
+	if err != nil {
+		return nil, err
+	}
+	end := int(d.InputOffset())
+	return d.doc[end-len(v) : end], nil
+}
+
+// each calls f for each member of the object that is doc, with the name in quotes
+// and the value. Both are parts of doc.
+func each(doc []byte, f func(name, v []byte) error) error {
+	d := newDecoder(doc)
+	defer d.done()
+	_, err := d.members(func(name []byte) error {
+		end := d.InputOffset()
+		name = doc[end-int64(len(name)) : end]
+		v, err := d.value()
+		if err != nil {
+			return err
+		}
+		return f(name, v)
+	})
+	return err
 }
 
 // text unquotes a JSON string value. The common string without escapes costs

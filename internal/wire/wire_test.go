@@ -123,7 +123,7 @@ func TestRewriteTouchesOneField(t *testing.T) {
 			if req.Fields, err = wire.ScanRequest(inference.Chat, req.Body); err != nil {
 				t.Fatal(err)
 			}
-			got := string(bytes.Join(wire.Rewrite(nil, req, c.model, c.usage), nil))
+			got := string(bytes.Join(wire.Rewrite(nil, req, wire.Edits{Model: c.model, IncludeUsage: c.usage}), nil))
 			if got != c.want {
 				t.Errorf("got  %s\nwant %s", got, c.want)
 			}
@@ -351,17 +351,26 @@ func FuzzScanRequest(f *testing.F) {
 	f.Add([]byte(chat))
 	f.Add([]byte(`{"model":"m","messages":[1],"stream":true,"stream_options":{"include_usage":false}}`))
 	f.Add([]byte(`{"model":"m","messages":[1],"stream":true,"stream_options":{}}`))
+	f.Add([]byte(`{"model":"m","messages":[{"content":[{"type":"image_url","image_url":{"url":"data:x"}},{"type":"text"}]}],"stream":null,"max_tokens":null,"max_completion_tokens":9e3}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		req := &inference.Request{Body: body}
 		var err error
 		if req.Fields, err = wire.ScanRequest(inference.Chat, body); err != nil {
 			return
 		}
-		again, err := wire.ScanRequest(inference.Chat, bytes.Join(wire.Rewrite(nil, req, "other", true), nil))
+		again, err := wire.ScanRequest(inference.Chat, bytes.Join(wire.Rewrite(nil, req, wire.Edits{Model: "other", IncludeUsage: true}), nil))
 		if err != nil {
 			t.Fatalf("a rewritten body does not scan: %v", err)
 		}
 		if again.Model != "other" || req.Stream && !again.IncludeUsage || again.Messages != req.Messages {
+			t.Fatalf("got %+v from %+v", again, req.Fields)
+		}
+		all := wire.Edits{Model: "other", Stream: true, IncludeUsage: true, MaxTokens: 50}
+		if again, err = wire.ScanRequest(inference.Chat, bytes.Join(wire.Rewrite(nil, req, all), nil)); err != nil {
+			t.Fatalf("a body with all edits does not scan: %v", err)
+		}
+		bounded := again.MaxTokens > 0 && again.MaxTokens <= 50 || req.MaxTokens == 0
+		if again.Model != "other" || !again.Stream || !again.IncludeUsage || !bounded || again.Images != req.Images || again.PromptBytes != req.PromptBytes {
 			t.Fatalf("got %+v from %+v", again, req.Fields)
 		}
 	})
@@ -407,10 +416,26 @@ func (s *stepReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func BenchmarkScanRequest(b *testing.B) {
+// scanned are bodies by name: a long text, a conversation of many turns, an
+// agent's with tools and parts.
+func scanned() map[string][]byte {
+	turns := strings.Repeat(`{"role":"user","content":"`+strings.Repeat("hello world ", 16)+`"},{"role":"assistant","content":"yes"},`, 30)
+	parts := strings.Repeat(`{"role":"user","content":[{"type":"text","text":"`+strings.Repeat("hello world ", 16)+`"},{"type":"text","text":"x"}]},`+
+		`{"role":"assistant","content":null,"tool_calls":[{"id":"call_1","type":"function","function":{"name":"weather","arguments":"{\"city\":\"Kyiv\"}"}}]},`+
+		`{"role":"tool","tool_call_id":"call_1","content":"sunny"},`, 20)
+	bodies := map[string][]byte{
+		"turns": []byte(`{"messages":[` + turns + `{"role":"user","content":"bye"}],"temperature":0.2,"stream":true,"model":"llama"}`),
+		"agent": []byte(`{"messages":[` + parts + `{"role":"user","content":"bye"}],"temperature":0.2,"tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}],"tool_choice":"auto","model":"llama"}`),
+	}
 	for _, size := range []int{1 << 10, 16 << 10, 128 << 10} {
-		body := []byte(`{"messages":[{"role":"user","content":"` + strings.Repeat("hello world ", size/12) + `"}],"temperature":0.2,"stream":true,"model":"llama"}`)
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+		bodies[fmt.Sprint(size)] = []byte(`{"messages":[{"role":"user","content":"` + strings.Repeat("hello world ", size/12) + `"}],"temperature":0.2,"stream":true,"model":"llama"}`)
+	}
+	return bodies
+}
+
+func BenchmarkScanRequest(b *testing.B) {
+	for name, body := range scanned() {
+		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(body)))
 			for b.Loop() {
@@ -445,6 +470,6 @@ func BenchmarkInspectEvent(b *testing.B) {
 func ExampleRewrite() {
 	req := &inference.Request{Body: []byte(`{"model":"fast","messages":[{"role":"user","content":"hi"}],"seed":7}`)}
 	req.Fields, _ = wire.ScanRequest(inference.Chat, req.Body)
-	fmt.Printf("%s\n", bytes.Join(wire.Rewrite(nil, req, "deepseek-chat", true), nil))
+	fmt.Printf("%s\n", bytes.Join(wire.Rewrite(nil, req, wire.Edits{Model: "deepseek-chat", IncludeUsage: true}), nil))
 	// Output: {"model":"deepseek-chat","messages":[{"role":"user","content":"hi"}],"seed":7}
 }
