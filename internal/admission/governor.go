@@ -345,7 +345,14 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		return
 	}
 	a := g.account(now, w.plan.Request)
+	w.account = a
 	q := &l.class[w.class]
+	q.n++
+	a.waiting++
+	if w.ticket {
+		q.back = append(q.back, w)
+		return
+	}
 	var t *tenantQueue
 	for _, own := range a.queues {
 		if own.of == q {
@@ -353,7 +360,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		}
 	}
 	if t == nil {
-		if a.waiting == 0 {
+		if a.waiting == 1 {
 			a.counter = max(a.counter, g.mu.level[w.class])
 		}
 		t = &tenantQueue{of: q, account: a}
@@ -364,8 +371,6 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		heap.Push(&t.waiters, w)
 	}
 	w.queue = t
-	a.waiting++
-	q.n++
 }
 
 // dequeue takes a waiter out of its queue. The caller holds mu.
@@ -378,17 +383,19 @@ func (g *Governor) dequeue(w *Waiter) {
 		l.again = slices.DeleteFunc(l.again, func(x *Waiter) bool { return x == w })
 		return
 	}
-	t, q := w.queue, &l.class[w.class]
+	a, t, q := w.account, w.queue, &l.class[w.class]
+	a.waiting--
+	if q.n--; q.n == 0 {
+		q.idle = true
+	}
+	if w.ticket {
+		q.back = slices.DeleteFunc(q.back, func(x *Waiter) bool { return x == w })
+		return
+	}
 	heap.Remove(&t.waiters, w.at)
-	t.account.waiting--
-	q.n--
 	if len(t.waiters) == 0 {
 		heap.Remove(&q.tenants, t.at)
-		a := t.account
 		a.queues = slices.DeleteFunc(a.queues, func(x *tenantQueue) bool { return x == t })
-	}
-	if q.n == 0 {
-		q.idle = true
 	}
 }
 
@@ -463,7 +470,7 @@ func (p *pool) head(c inference.Class, missed []*Waiter) *Waiter {
 		if w == nil || slices.Contains(missed, w) {
 			continue
 		}
-		if best == nil || w.queue.account.counter < best.queue.account.counter {
+		if best == nil || w.ticket && !best.ticket || w.ticket == best.ticket && w.account.counter < best.account.counter {
 			best = w
 		}
 	}
@@ -489,7 +496,7 @@ func (g *Governor) grant(w *Waiter, lease *fleet.Lease, set *settings) {
 	}
 	g.pool(lease.Instance.Pool).charge(w.class, cost, weight)
 	if !w.again {
-		a := w.queue.account
+		a := w.account
 		g.mu.level[w.class] = max(g.mu.level[w.class], a.counter)
 		a.charge(cost)
 		lease.Payer, lease.Charge = a, expected

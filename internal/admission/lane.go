@@ -34,6 +34,7 @@ type lane struct {
 
 // classQueue is a class of a lane.
 type classQueue struct {
+	back    []*Waiter // came back with a ticket: a place was promised to them
 	tenants tenantHeap
 	n       int          // waiters
 	flow    rate         // dispatched, whether anything waited or not
@@ -177,6 +178,9 @@ func (h *waiterHeap) Pop() any {
 
 // head is the request that a class of a lane would send next, or nil.
 func (q *classQueue) head() *Waiter {
+	if len(q.back) > 0 {
+		return q.back[0]
+	}
 	if len(q.tenants) == 0 {
 		return nil
 	}

@@ -68,11 +68,19 @@ const (
 	slowTarget    = 0.02 // streams over their objective
 	judgeEvery    = 4    // periods
 	judgeStreams  = 10
-	firstShare    = 0.6   // of the budget, for the time to first token that prompts do not explain
-	windowShare   = 0.125 // of the budget, for the prompts ahead
-	smallestWin   = 1024  // prompt tokens
-	peakDecay     = 0.999 // a period
-	efficiency    = 0.85  // of the most throughput, without an objective
+	firstShare    = 0.6    // of the budget, for the time to first token that prompts do not explain
+	windowShare   = 0.125  // of the budget, for the prompts ahead
+	smallestWin   = 1024   // prompt tokens
+	peakDecay     = 0.999  // a period
+	enoughFirsts  = 16     // first tokens behind a judgement
+	blockedRatio  = 1.35   // of the time that prompts explain, above which they stand still
+	clearRatio    = 2.0    // the same for a single period
+	memoryShare   = 0.93   // of the tokens held when memory was full
+	memorySettles = 4.0    // seconds after which a lower limit has shown what it does
+	slowestGrowth = 0.0005 // of the memory's limit, a period
+	fastestGrowth = 0.005
+	growthDoubles = 20.0 // seconds without a sign that memory is full
+	efficiency    = 0.85 // of the most throughput, without an objective
 	slowestTarget = 100 * time.Millisecond
 )
 
@@ -95,6 +103,11 @@ type Learned struct {
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
 
+	calm            float64    // seconds since memory was full
+	read            [4]float64 // prompt tokens of the last periods
+	firsts          float64    // first tokens
+	took, explained float64    // their times, and what the prompts ahead explain, seconds
+
 	gaps, gapTime float64 // carried over while there are too few
 	ended, slow   int64
 	periods       int
@@ -111,7 +124,7 @@ func (*Learned) Ended(*Ended) {}
 func (l *Learned) Next(s *Signals) Limits {
 	if s.Recovered { // what it could do it may not do yet
 		l.limit = max(floorLimit, l.limit/8)
-		l.peak /= 2
+		l.peak, l.first = 0, 0
 	}
 	l.prefill(s)
 	if s.Provider {
@@ -206,24 +219,42 @@ func (l *Learned) judge(s *Signals) {
 	l.ended, l.slow = 0, 0
 }
 
-// hold learns how many tokens fit into the instance's memory: sequences that
-// stand still for ten gaps were preempted for want of it.
+// hold learns how many tokens fit into the instance's memory. An engine whose
+// memory is full (or whose batch is) leaves prompts standing: their first tokens
+// come later than the prompts ahead of them and one step explain. And it preempts
+// sequences, which then stand still for many gaps.
 func (l *Learned) hold(s *Signals) {
-	if s.Late >= 2 {
-		if l.memory == 0 || s.Context < l.memory {
-			l.memory = s.Context
-		}
-		l.memory *= 0.97
-		return
+	l.firsts += float64(s.Firsts)
+	l.took += float64(s.Firsts) * s.First.Seconds()
+	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
+	l.explained += float64(s.Firsts) * explained
+	blocked := s.Firsts >= 3 && explained > 0 && s.First.Seconds() > clearRatio*explained
+	if l.firsts >= enoughFirsts {
+		blocked = blocked || l.explained > 0 && l.took > blockedRatio*l.explained
+		l.firsts, l.took, l.explained = 0, 0, 0
 	}
-	if l.memory > 0 && s.Context > 0.9*l.memory {
-		l.memory *= 1.002
+	l.calm += period.Seconds()
+	switch {
+	case (s.Late >= 2 || blocked) && (l.memory == 0 || l.calm > memorySettles):
+		used := s.Context - s.Standing
+		if l.memory > 0 {
+			used = min(used, l.memory)
+		}
+		l.memory, l.calm = memoryShare*used, 0
+	case l.memory > 0 && s.Context > 0.97*l.memory:
+		l.memory *= 1 + min(slowestGrowth*math.Exp2(l.calm/growthDoubles), fastestGrowth)
 	}
 }
 
-// prefill learns the rate of prefill and the least time that it takes.
+// prefill learns the rate of prefill, as the most in two seconds, and the least
+// time that it takes.
 func (l *Learned) prefill(s *Signals) {
-	l.peak = max(l.peak*peakDecay, s.Prompt/period.Seconds())
+	l.read[l.periods%len(l.read)] = s.Prompt
+	sum := 0.0
+	for _, tokens := range l.read {
+		sum += tokens
+	}
+	l.peak = max(l.peak*peakDecay, sum/(float64(len(l.read))*period.Seconds()))
 	if first := s.First.Seconds(); s.Firsts > 0 {
 		if l.first *= 1.0005; l.first == 0 || first < l.first {
 			l.first = first

@@ -41,7 +41,6 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 		return g.refuse(now, w, set, reasonFull, l.predict(now, w, set))
 	case g.claim(now, w, set):
 		w.ticket = true
-		w.before = now.UnixNano() // before newcomers, whose latest instant lies ahead
 		g.count.claimed[w.class].Add(1)
 		return nil
 	case l.dark:

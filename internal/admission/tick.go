@@ -124,6 +124,9 @@ func (g *Governor) overdue(now time.Time, set *settings) {
 		}
 		for c := range l.class {
 			q := &l.class[c]
+			for len(q.back) > 0 && now.After(q.back[0].latest) {
+				g.expire(now, q.back[0], set)
+			}
 			for _, t := range slices.Clone(q.tenants) {
 				for len(t.waiters) > 0 && now.After(t.waiters[0].latest) {
 					g.expire(now, t.waiters[0], set)

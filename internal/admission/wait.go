@@ -25,10 +25,11 @@ type Waiter struct {
 	before  int64     // its rank among the tenant's requests: earlier is sent first
 	bytes   int64
 
-	queue  *tenantQueue // where it waits; nil for an attempt after the first
-	at     int          // in queue.waiters
-	notify func(*Waiter)
-	ready  chan struct{}
+	account *account     // who pays; nil for an attempt after the first
+	queue   *tenantQueue // where it waits; nil for an attempt after the first and with a ticket
+	at      int          // in queue.waiters
+	notify  func(*Waiter)
+	ready   chan struct{}
 
 	// Guarded by the governor's mutex until done.
 	done  bool
