@@ -93,8 +93,10 @@ type Scored struct {
 	// Offered, Answered and Good count logical requests, Refused those that were
 	// not answered and whose last attempt was refused.
 	Offered, Answered, Good, Refused, Unservable int
-	// OfferedWork is the rate at which work was asked for.
-	OfferedWork float64
+	// OfferedWork is the rate at which work was asked for, by first attempts;
+	// Load is its multiple of the optimum. A part of a trace is seldom as busy as
+	// the whole.
+	OfferedWork, Load float64
 	// Optimum is the capacity. With changes of the fleet Work and Rate are means
 	// over the window and the other bounds those of the first fleet.
 	Optimum Optimum
@@ -378,6 +380,9 @@ func (s *scorer) finish() {
 	s.capacity()
 	if most := min(o.OfferedWork, o.Optimum.Work); most > 0 {
 		o.GoodputRatio = o.GoodWork / most
+	}
+	if o.Optimum.Work > 0 {
+		o.Load = o.OfferedWork / o.Optimum.Work
 	}
 	if o.Feasible = s.feasible(); o.Feasible > 0 {
 		o.FeasibleRatio = o.GoodWork / o.Feasible

@@ -96,7 +96,7 @@ func (s Scored) Fill(to *load.System) {
 		}
 	}
 	to.GoodputRatio, to.Optimum, to.GoodPerS = number(s.GoodputRatio), number(s.Optimum.Rate), number(s.GoodRequests)
-	to.FeasibleRatio = number(s.FeasibleRatio)
+	to.FeasibleRatio, to.OfferedLoad = number(s.FeasibleRatio), number(s.Load)
 	to.Wasted, to.Unservable = number(s.Wasted), int64(s.Unservable)
 	to.Rejections = &load.Rejections{Count: int64(s.Rejections.Latency.N)}
 	if q := s.Rejections.Latency; q.N > 0 {

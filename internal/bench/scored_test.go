@@ -50,7 +50,7 @@ func TestFill(t *testing.T) {
 	}
 	want := load.System{
 		Offered: 5, Answered: 3, Availability: f(0.6), Errors: map[string]int64{"refused": 1, "unanswered": 1},
-		GoodputRatio: f(0.6), Optimum: f(5), GoodPerS: f(0.03), FeasibleRatio: f(0.6), Wasted: f(0),
+		GoodputRatio: f(0.6), Optimum: f(5), GoodPerS: f(0.03), FeasibleRatio: f(0.6), OfferedLoad: f(0.01), Wasted: f(0),
 		Rejections:        &load.Rejections{Count: 2, P99MS: f(2), ServerP99MS: f(0.25)},
 		RetryAfterHonesty: f(1), StarvationS: f(11.002), RecoveryS: f(-1),
 		Classes: map[string]load.Group{

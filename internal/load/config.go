@@ -97,6 +97,8 @@ type Trace struct {
 	Start time.Duration `yaml:"start"`
 	// Window replays at most this much of the trace's time after start; 0 means all.
 	Window time.Duration `yaml:"window"`
+	// Offset begins the first pass this far into it; later passes are whole.
+	Offset time.Duration `yaml:"offset"`
 	// MaxRows ends a pass after this many rows; 0 means no limit.
 	MaxRows int `yaml:"max_rows"`
 	// Spread distributes rows that share a time stamp evenly until the next one.

@@ -67,7 +67,10 @@ type System struct {
 	// Share of the offered requests that were answered within the SLO; of an
 	// overload scenario the share of the work that could have been done.
 	GoodputRatio *float64 `json:"goodput_ratio,omitempty"`
-	// Of an overload scenario, in its measured window: requests of mean length
+	// Of an overload scenario, in its measured window: the work that was asked for
+	// divided by the optimum.
+	OfferedLoad *float64 `json:"offered_load,omitempty"`
+	// Requests of mean length
 	// per second that the fleet could serve within the SLO, and those it did.
 	Optimum  *float64 `json:"optimum,omitempty"`
 	GoodPerS *float64 `json:"good_per_s,omitempty"`

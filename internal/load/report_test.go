@@ -96,7 +96,7 @@ INVALID: spillway: schedule lag p99 7.0 ms
 func TestOverloadTable(t *testing.T) {
 	r := load.NewReport("overload", 1)
 	r.Add(load.System{
-		Name: "spillway", Load: 10, Optimum: pointer(49.926), GoodPerS: pointer(47.5), GoodputRatio: pointer(0.951), FeasibleRatio: pointer(0.96), Wasted: pointer(0.0123),
+		Name: "spillway", Load: 10, Optimum: pointer(49.926), GoodPerS: pointer(47.5), GoodputRatio: pointer(0.951), FeasibleRatio: pointer(0.96), OfferedLoad: pointer(10.04), Wasted: pointer(0.0123),
 		Rejections:        &load.Rejections{Count: 1234567, P99MS: pointer(2.345), ServerP99MS: pointer(0.1234)},
 		RetryAfterHonesty: pointer(0.97), Jain: pointer(0.9876), StarvationS: pointer(0.25), RecoveryS: pointer(7.0),
 		SLO:     &load.Objectives{TTFT: 5000, TPOT: 50},
@@ -113,6 +113,7 @@ offered 0 0
 answered 0 0
 truncated 0 0
 goodput ratio 95.10% -
+offered load 10.04 -
 of the feasible 96.00% -
 optimum/s 49.93 -
 good/s 47.50 -
@@ -186,7 +187,7 @@ func TestReportDocument(t *testing.T) {
 		TTFT: &load.Latency{Max: 1, Count: 1}, ITL: &load.Latency{}, TPOT: &load.Latency{}, E2E: &load.Latency{}, ScheduleLag: &load.Latency{},
 		SLO: &load.Objectives{TTFT: 1, TPOT: 1}, Notes: []string{"n"},
 		Classes: map[string]load.Group{"vip": {Availability: pointer(1.0), SLOAttainment: pointer(1.0), E2E: &load.Latency{}, SLO: &load.Objectives{}}},
-		Optimum: pointer(1.0), GoodPerS: pointer(1.0), FeasibleRatio: pointer(1.0), Wasted: pointer(0.1), Unservable: 1, Jain: pointer(1.0), StarvationS: pointer(1.0),
+		Optimum: pointer(1.0), GoodPerS: pointer(1.0), FeasibleRatio: pointer(1.0), OfferedLoad: pointer(1.0), Wasted: pointer(0.1), Unservable: 1, Jain: pointer(1.0), StarvationS: pointer(1.0),
 		Rejections:        &load.Rejections{P99MS: pointer(1.0), ServerP99MS: pointer(1.0)},
 		RetryAfterHonesty: pointer(1.0), RecoveryS: pointer(1.0),
 		Tenants: map[string]load.Group{"a": {}},

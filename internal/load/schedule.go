@@ -32,7 +32,7 @@ func newSchedule(cfg Config, opts Options) (schedule, error) {
 		if err != nil {
 			return nil, err
 		}
-		rows = &traceSchedule{trace: s.Trace, open: open, repeat: s.Duration > 0 || timed(s)}
+		rows = &traceSchedule{trace: s.Trace, open: open, repeat: s.Duration > 0 || timed(s), offset: -s.Trace.Offset}
 	}
 	if !timed(s) {
 		return &until{rows, s.Duration}, nil
@@ -348,6 +348,9 @@ func (t *traceSchedule) take() (Row, error) {
 		row.At -= t.trace.Start
 		if t.trace.Window > 0 && row.At >= t.trace.Window {
 			return Row{}, io.EOF
+		}
+		if t.pass == 0 && row.At < t.trace.Offset {
+			continue
 		}
 		if t.count == 0 {
 			t.first = row.At

@@ -159,6 +159,7 @@ func (t *table) latency(name string, v func(System) *Latency) {
 
 // overload appends what only overload scenarios know.
 func (t *table) overload() {
+	t.value("offered load", "%.2f", func(s System) *float64 { return s.OfferedLoad })
 	t.percent("of the feasible", func(s System) *float64 { return s.FeasibleRatio })
 	t.value("optimum/s", "%.2f", func(s System) *float64 { return s.Optimum })
 	t.value("good/s", "%.2f", func(s System) *float64 { return s.GoodPerS })

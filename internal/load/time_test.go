@@ -221,6 +221,14 @@ func TestTraceSchedule(t *testing.T) {
 			return at[1] == 265091584/2
 		}},
 		"offset": {base, func(c *load.Config) { c.Schedule.Trace.Start = 265 * time.Millisecond }, 29, func(at []time.Duration) bool { return at[0] == 91584 }},
+		// Rows at 0, 265, 459 ms, ...: the first pass lacks one, the second none.
+		"offset into the first pass": {base, func(c *load.Config) {
+			c.Schedule.Trace.Offset = 200 * time.Millisecond
+			c.Schedule.Trace.Window, c.Schedule.Duration = 300*time.Millisecond, 1500*time.Millisecond
+		}, 3, func(at []time.Duration) bool {
+			const gap = time.Second // of a pass with one row
+			return at[0] == 65091584 && at[1] == at[0]+gap && at[2] == at[1]+265091584
+		}},
 		"window": {base, func(c *load.Config) { c.Schedule.Trace.Window = 300 * time.Millisecond }, 2, func([]time.Duration) bool { return true }},
 		"repeats": {base, func(c *load.Config) {
 			c.Schedule.Trace.MaxRows = 2

@@ -123,6 +123,7 @@ func (t Trace) validate(m *mistakes) {
 	m.check(t.RateScale == 1 || f == ServeGen, "schedule.trace.rate_scale", "applies to %s traces only", ServeGen)
 	m.check(t.Start >= 0, "schedule.trace.start", "must be >= 0, got %s", t.Start)
 	m.check(t.Window >= 0, "schedule.trace.window", "must be >= 0, got %s", t.Window)
+	m.check(t.Offset >= 0, "schedule.trace.offset", "must be >= 0, got %s", t.Offset)
 	m.check(t.MaxRows >= 0, "schedule.trace.max_rows", "must be >= 0, got %d", t.MaxRows)
 	m.check(t.ThinkCap >= 0, "schedule.trace.think_cap", "must be >= 0, got %s", t.ThinkCap)
 	m.check(f != AgentSessions || t.Sessions > 0, "schedule.trace.sessions", "must be > 0, got %d", t.Sessions)
