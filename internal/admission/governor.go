@@ -119,7 +119,7 @@ func (g *Governor) Apply(cfg Config) {
 	for key, a := range g.mu.accounts {
 		a.weight = s.tenantWeight(key.tenant)
 	}
-	g.sync(g.fleet.Snapshot())
+	g.sync(time.Now(), g.fleet.Snapshot())
 	if g.emergency != nil {
 		g.emergency.Apply(cfg.Emergency)
 	}
@@ -157,7 +157,7 @@ func (g *Governor) Step() Step { return Step(g.step.Load()) }
 // not block; nil leaves it to Waiter.Wait.
 func (g *Governor) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instance, notify func(*Waiter)) (*fleet.Lease, *Waiter, error) {
 	if g.fleet.Snapshot() != g.snapshot() {
-		g.resync()
+		g.resync(now)
 	}
 	req := plan.Request
 	l := g.lane(plan)
@@ -325,7 +325,7 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 	if first {
 		// Alone in its lane: what cannot be had at all need not be waited for.
 		if lease, err := g.take(now, w.lane, w.plan, w.tried); lease != nil || err != nil {
-			g.dequeue(w)
+			g.dequeue(now, w)
 			w.done = true
 			return lease, nil, err
 		}
@@ -347,7 +347,9 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 	a := g.account(now, w.plan.Request)
 	w.account = a
 	q := &l.class[w.class]
-	q.n++
+	if q.n++; q.n == 1 {
+		q.backlog.since = now
+	}
 	a.waiting++
 	if w.ticket {
 		q.back = append(q.back, w)
@@ -374,7 +376,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 }
 
 // dequeue takes a waiter out of its queue. The caller holds mu.
-func (g *Governor) dequeue(w *Waiter) {
+func (g *Governor) dequeue(now time.Time, w *Waiter) {
 	l := w.lane
 	l.waiting--
 	g.waiting.Add(-1)
@@ -386,7 +388,7 @@ func (g *Governor) dequeue(w *Waiter) {
 	a, t, q := w.account, w.queue, &l.class[w.class]
 	a.waiting--
 	if q.n--; q.n == 0 {
-		q.idle = true
+		q.backlog.account(now)
 	}
 	if w.ticket {
 		q.back = slices.DeleteFunc(q.back, func(x *Waiter) bool { return x == w })
@@ -427,7 +429,7 @@ func (g *Governor) dispatch(now time.Time, p *pool, set *settings) {
 			misses++
 			continue
 		}
-		g.grant(w, lease, set)
+		g.grant(now, w, lease, set)
 	}
 }
 
@@ -485,8 +487,8 @@ const (
 )
 
 // grant gives a waiter its lease. The caller holds mu.
-func (g *Governor) grant(w *Waiter, lease *fleet.Lease, set *settings) {
-	g.dequeue(w)
+func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *settings) {
+	g.dequeue(now, w)
 	g.admit(w.lane, lease)
 	expected := outputCost * value(&w.lane.learned.output, firstOutput)
 	cost := promptCost*float64(lease.Prompt) + expected
@@ -500,7 +502,7 @@ func (g *Governor) grant(w *Waiter, lease *fleet.Lease, set *settings) {
 		g.mu.level[w.class] = max(g.mu.level[w.class], a.counter)
 		a.charge(cost)
 		lease.Payer, lease.Charge = a, expected
-		w.lane.class[w.class].queued++
+		w.lane.class[w.class].backlog.sent++
 	}
 	w.finish(lease, nil)
 }

@@ -38,10 +38,8 @@ type classQueue struct {
 	tenants tenantHeap
 	n       int          // waiters
 	flow    rate         // dispatched, whether anything waited or not
-	backlog rate         // dispatched while something waited
 	passed  atomic.Int64 // dispatched since the last tick
-	queued  int64        // dispatched from the queue since the last tick
-	idle    bool         // nothing waited at some instant since the last tick
+	backlog backlog
 	pledges pledges
 }
 
@@ -196,6 +194,40 @@ const rateTau = 3.0
 // observe adds n events in dt seconds.
 func (r *rate) observe(n, dt float64) {
 	r.perSecond += (1 - math.Exp(-dt/rateTau)) * (n/dt - r.perSecond)
+}
+
+// backlog measures the rate at which a class is sent while it waits: what was sent
+// by the time in which something waited, both forgotten alike. Short waits count as
+// well as long ones, so a class that hardly ever waits is known by what it gets
+// when it does.
+type backlog struct {
+	sent  float64
+	time  float64   // seconds
+	since time.Time // of the present wait, or of its last accounting
+}
+
+// account adds the present wait up to now.
+func (b *backlog) account(now time.Time) {
+	b.time += now.Sub(b.since).Seconds()
+	b.since = now
+}
+
+// forget lets dt seconds pass.
+func (b *backlog) forget(dt float64) {
+	keep := math.Exp(-dt / rateTau)
+	b.sent *= keep
+	b.time *= keep
+}
+
+// enoughBacklog is the time of waiting behind a rate, in seconds.
+const enoughBacklog = 0.02
+
+// perSecond is the rate, 0 when too little was seen to tell.
+func (b *backlog) perSecond() float64 {
+	if b.time < enoughBacklog {
+		return 0
+	}
+	return b.sent / b.time
 }
 
 // pool is what the governor keeps of a pool: the virtual time of start-time fair

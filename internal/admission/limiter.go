@@ -24,6 +24,7 @@ type Signals struct {
 	First     time.Duration // mean time from dispatch to first token
 	Ahead     float64       // mean of the prompt tokens outstanding at dispatch, the request's own included
 	Prompt    float64       // prompt tokens whose first token came
+	Reading   time.Duration // time in which prompt tokens were outstanding
 	Oldest    time.Duration // age of the oldest request without a first token
 	Busy      int64         // answers that said busy
 	Ended     int64         // streams judged
@@ -71,15 +72,18 @@ const (
 	firstShare    = 0.6    // of the budget, for the time to first token that prompts do not explain
 	windowShare   = 0.125  // of the budget, for the prompts ahead
 	smallestWin   = 1024   // prompt tokens
-	peakDecay     = 0.999  // a period
+	enoughPrompts = 8      // prompts behind a rate of prefill
+	enoughReading = 0.5    // seconds behind it
+	peakRises     = 0.5    // share of the way to a higher rate
+	peakFalls     = 0.02   // to a lower one
 	enoughFirsts  = 16     // first tokens behind a judgement
 	blockedRatio  = 1.35   // of the time that prompts explain, above which they stand still
 	clearRatio    = 2.0    // the same for a single period
 	memoryShare   = 0.93   // of the tokens held when memory was full
 	memorySettles = 4.0    // seconds after which a lower limit has shown what it does
 	slowestGrowth = 0.0005 // of the memory's limit, a period
-	fastestGrowth = 0.005
-	growthDoubles = 20.0 // seconds without a sign that memory is full
+	fastestGrowth = 0.05
+	growthDoubles = 10.0 // seconds without a sign that memory is full
 	efficiency    = 0.85 // of the most throughput, without an objective
 	slowestTarget = 100 * time.Millisecond
 )
@@ -103,10 +107,11 @@ type Learned struct {
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
 
-	calm            float64    // seconds since memory was full
-	read            [4]float64 // prompt tokens of the last periods
-	firsts          float64    // first tokens
-	took, explained float64    // their times, and what the prompts ahead explain, seconds
+	calm            float64 // seconds since memory was full
+	read, reading   float64 // prompt tokens, and the seconds in which there were any to read
+	prompts         float64 // prompts that were read in them
+	firsts          float64 // first tokens
+	took, explained float64 // their times, and what the prompts ahead explain, seconds
 
 	gaps, gapTime float64 // carried over while there are too few
 	ended, slow   int64
@@ -228,9 +233,9 @@ func (l *Learned) hold(s *Signals) {
 	l.took += float64(s.Firsts) * s.First.Seconds()
 	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
 	l.explained += float64(s.Firsts) * explained
-	blocked := s.Firsts >= 3 && explained > 0 && s.First.Seconds() > clearRatio*explained
+	blocked := s.Firsts >= 3 && l.peak > 0 && s.First.Seconds() > clearRatio*explained
 	if l.firsts >= enoughFirsts {
-		blocked = blocked || l.explained > 0 && l.took > blockedRatio*l.explained
+		blocked = blocked || l.peak > 0 && l.took > blockedRatio*l.explained
 		l.firsts, l.took, l.explained = 0, 0, 0
 	}
 	l.calm += period.Seconds()
@@ -246,15 +251,26 @@ func (l *Learned) hold(s *Signals) {
 	}
 }
 
-// prefill learns the rate of prefill, as the most in two seconds, and the least
-// time that it takes.
+// prefill learns the rate of prefill, while there is something to read, and the
+// least time that it takes. A rate is taken over several prompts, because a prompt
+// counts when its last token is read. It rises quicker than it falls: an instance
+// whose memory is full reads slowly, and is to be found out by that.
 func (l *Learned) prefill(s *Signals) {
-	l.read[l.periods%len(l.read)] = s.Prompt
-	sum := 0.0
-	for _, tokens := range l.read {
-		sum += tokens
+	l.read += s.Prompt
+	l.reading += s.Reading.Seconds()
+	l.prompts += float64(s.Firsts)
+	if l.prompts >= enoughPrompts && l.reading >= enoughReading {
+		share := peakFalls
+		rate := l.read / l.reading
+		if rate > l.peak {
+			share = peakRises
+		}
+		if l.peak == 0 {
+			share = 1
+		}
+		l.peak += share * (rate - l.peak)
+		l.read, l.reading, l.prompts = 0, 0, 0
 	}
-	l.peak = max(l.peak*peakDecay, sum/(float64(len(l.read))*period.Seconds()))
 	if first := s.First.Seconds(); s.Firsts > 0 {
 		if l.first *= 1.0005; l.first == 0 || first < l.first {
 			l.first = first

@@ -101,7 +101,7 @@ func (l *lane) rate(c inference.Class, set *settings) float64 {
 		}
 	}
 	guaranteed := total * set.weight[c] / weights
-	return max(l.class[c].backlog.perSecond, l.class[c].flow.perSecond, guaranteed, slowestRate)
+	return max(l.class[c].backlog.perSecond(), l.class[c].flow.perSecond, guaranteed, slowestRate)
 }
 
 // claim says whether the request comes back with a ticket that is due, by the
@@ -170,7 +170,7 @@ func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference
 
 // expire refuses a waiter whose time is over. The caller holds mu.
 func (g *Governor) expire(now time.Time, w *Waiter, set *settings) {
-	g.dequeue(w)
+	g.dequeue(now, w)
 	w.lane.pools[0].unmet += float64(w.plan.Tokens) + value(&w.lane.learned.output, firstOutput)
 	w.finish(nil, g.refuse(now, w, set, reasonExpired, w.lane.predict(now, w, set)))
 }

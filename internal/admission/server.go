@@ -28,10 +28,10 @@ type server struct {
 }
 
 // newServer begins to learn about an instance.
-func newServer(cfg *Config, i *fleet.Instance) *server {
+func newServer(now time.Time, cfg *Config, i *fleet.Instance) *server {
 	s := new(server)
 	s.mu.limiter, s.mu.instance = newLimiter(cfg), i
-	s.mu.before, s.mu.upSince = i.Live.Meter().Read(), i.Live.UpSince()
+	s.mu.before, s.mu.upSince = i.Live.Meter().Read(now.UnixNano()), i.Live.UpSince()
 	first := s.mu.limiter.Next(&Signals{Provider: i.Pool.Provider, TTFT: time.Second})
 	s.set(&first, i)
 	return s
@@ -97,10 +97,10 @@ func (s *server) decide(now time.Time, d demand) {
 	defer s.mu.Unlock()
 	i := s.mu.instance
 	live := i.Live
-	r, b := live.Meter().Read(), s.mu.before
+	r, b := live.Meter().Read(now.UnixNano()), s.mu.before
 	in := Signals{
 		Gaps: float64(r.Gaps-b.Gaps) * live.Meter().PerEvent(), Late: r.Late - b.Late,
-		Firsts: r.Firsts - b.Firsts, Prompt: float64(r.Prompt - b.Prompt), Oldest: live.Meter().Oldest(now.UnixNano()),
+		Firsts: r.Firsts - b.Firsts, Prompt: float64(r.Prompt - b.Prompt), Reading: r.Reading - b.Reading, Oldest: live.Meter().Oldest(now.UnixNano()),
 		Busy: r.Busy - b.Busy, Ended: r.Ended - b.Ended, Slow: r.Slow - b.Slow, Context: float64(r.Context),
 		Waiting: d.waiting, TPOT: d.tpot, TTFT: d.ttft, Provider: i.Pool.Provider,
 	}

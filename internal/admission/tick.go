@@ -15,20 +15,20 @@ const sampleEvery = 100 * time.Millisecond
 func (g *Governor) snapshot() *fleet.Snapshot { return g.known.Load() }
 
 // resync takes note of a new picture of the fleet.
-func (g *Governor) resync() {
+func (g *Governor) resync(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.sync(g.fleet.Snapshot())
+	g.sync(now, g.fleet.Snapshot())
 }
 
 // sync takes note of the instances of a snapshot. The caller holds mu.
-func (g *Governor) sync(snap *fleet.Snapshot) {
+func (g *Governor) sync(now time.Time, snap *fleet.Snapshot) {
 	set, old := g.set.Load(), *g.servers.Load()
 	next := make(map[*fleet.Live]*server, len(old))
 	snap.Instances(func(i *fleet.Instance) {
 		s, ok := old[i.Live]
 		if !ok {
-			s = newServer(&set.Config, i)
+			s = newServer(now, &set.Config, i)
 		}
 		s.mu.Lock()
 		s.mu.instance = i
@@ -58,7 +58,7 @@ func (g *Governor) Tick(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if snap := g.fleet.Snapshot(); snap != g.known.Load() {
-		g.sync(snap)
+		g.sync(now, snap)
 	}
 	set := g.set.Load()
 	dt := now.Sub(g.mu.ticked).Seconds()
@@ -89,13 +89,10 @@ func (l *lane) tick(now time.Time, dt float64) {
 	for c := range l.class {
 		q := &l.class[c]
 		q.flow.observe(float64(q.passed.Swap(0)), dt)
-		if q.n > 0 && !q.idle {
-			q.backlog.observe(float64(q.queued), dt)
-		} else {
-			// What the class got when it last waited is worth less and less.
-			q.backlog.perSecond *= 1 - dt/(10*rateTau)
+		if q.n > 0 {
+			q.backlog.account(now)
 		}
-		q.queued, q.idle = 0, q.n == 0
+		q.backlog.forget(dt)
 		q.pledges.forget(now)
 	}
 	l.dark = l.closed(now)

@@ -73,7 +73,7 @@ func (w *Waiter) Leave(now time.Time) {
 	g.mu.Lock()
 	if !w.done {
 		w.done = true
-		g.dequeue(w)
+		g.dequeue(now, w)
 		g.mu.Unlock()
 		g.count.left[w.class].Add(1)
 		return

@@ -106,7 +106,7 @@ func (l *Lease) FirstToken(now time.Time, ttft time.Duration, stream bool) {
 		l.streaming, l.first, l.last, l.folded = true, at, at, at
 		live.pulse.streams.Add(1)
 	}
-	if l.prefilled() && l.Watch != nil {
+	if l.prefilled(at) && l.Watch != nil {
 		l.Watch.Prefilled(l, now, ttft)
 	}
 }
@@ -162,12 +162,14 @@ func (l *Lease) Pace() (gaps int64, sum time.Duration) {
 
 // prefilled takes the prompt's tokens off the counters, once, and says whether
 // it did.
-func (l *Lease) prefilled() bool {
+func (l *Lease) prefilled(now int64) bool {
 	if l.tokens == 0 {
 		return false
 	}
 	live := l.Instance.Live
-	live.promptTokens.Add(-l.tokens)
+	if live.promptTokens.Add(-l.tokens) == 0 {
+		live.meter.reads(now, false)
+	}
 	live.meter.unanswered[l.start/waitSlot%waitSlots].Add(-1)
 	for _, o := range l.outer() {
 		o.promptTokens.Add(-l.tokens)
@@ -191,7 +193,7 @@ func (l *Lease) Release(now time.Time) {
 		l.fold()
 		live.pulse.streams.Add(-1)
 	}
-	l.prefilled()
+	l.prefilled(now.UnixNano())
 	live.meter.context.Add(-l.context)
 	if l.Verdict == inference.VerdictBusy {
 		live.meter.Busied()

@@ -294,7 +294,9 @@ func (l *Live) take(now, capacity, tokens int64, panicking bool) (ok, probe bool
 	if at := l.stalledAt.Load(); at != 0 {
 		l.stalledAt.CompareAndSwap(at, now) // this request is the test; the next one waits its turn
 	}
-	l.promptTokens.Add(tokens)
+	if l.promptTokens.Add(tokens) == tokens {
+		l.meter.reads(now, true)
+	}
 	l.meter.context.Add(tokens)
 	return true, probe
 }

@@ -18,6 +18,8 @@ type Meter struct {
 	ahead      atomic.Int64
 	prefilled  atomic.Int64
 	context    atomic.Int64
+	readNanos  atomic.Int64 // time with prompts outstanding, but for the present one
+	readSince  atomic.Int64 // when the present one began, Unix nanoseconds; 0 is none
 	busy       atomic.Int64
 	ended      atomic.Int64
 	slow       atomic.Int64
@@ -34,6 +36,7 @@ type Reading struct {
 	FirstAll time.Duration // sum of the times from the lease to the first token
 	Ahead    int64         // sum over first tokens of the prompt tokens outstanding when the lease was taken, its own included
 	Prompt   int64         // prompt tokens whose first token has come
+	Reading  time.Duration // time in which prompt tokens were outstanding
 	Context  int64         // tokens that running sequences hold: prompts and what was generated
 	Busy     int64         // answers that said busy
 	Ended    int64         // streams that ended whole and were judged
@@ -51,9 +54,15 @@ const (
 	waitSlot  = int64(100 * time.Millisecond)
 )
 
-// Read returns the state. Counters are read one after the other.
-func (m *Meter) Read() Reading {
+// Read returns the state at now (Unix nanoseconds). Counters are read one after
+// the other.
+func (m *Meter) Read(now int64) Reading {
+	reading := m.readNanos.Load()
+	if since := m.readSince.Load(); since != 0 {
+		reading += max(0, now-since)
+	}
 	return Reading{
+		Reading: time.Duration(reading),
 		Gaps: m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()), Late: m.late.Load(),
 		Firsts: m.firsts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
 		Prompt: m.prefilled.Load(), Context: m.context.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
@@ -70,6 +79,18 @@ func (m *Meter) Oldest(now int64) time.Duration {
 		}
 	}
 	return 0
+}
+
+// reads notes that prompts are outstanding from now on, or are no longer. An event
+// that another one overtakes costs the time between the two.
+func (m *Meter) reads(now int64, on bool) {
+	if on {
+		m.readSince.Store(now)
+		return
+	}
+	if since := m.readSince.Swap(0); since != 0 {
+		m.readNanos.Add(max(0, now-since))
+	}
 }
 
 // Judge counts a stream that ended whole, and whether it was too slow.
