@@ -48,7 +48,8 @@ type Answer struct {
 	interim  int // 1xx heads seen
 	head     *parsedHead
 	events   wire.EventReader
-	errBody  []byte // of an error answer, while it is being read
+	errBody  []byte   // of an error answer, while it is being read
+	rebuilt  *rebuilt // an answer in one piece that is asked for as a stream; else nil
 
 	delta, finished, done, ended bool
 }
@@ -58,7 +59,8 @@ func (a *Answer) edits() wire.Edits {
 	knows := a.req.Surface == inference.Chat || a.req.Surface == inference.Completions // of stream_options
 	return wire.Edits{
 		Model:        a.lease.Candidate.Model,
-		IncludeUsage: knows && a.pool.cfg.IncludeUsage,
+		Stream:       a.rebuilt != nil,
+		IncludeUsage: knows && a.pool.cfg.IncludeUsage || a.rebuilt != nil,
 		MaxTokens:    a.lease.MaxTokens,
 	}
 }
@@ -80,9 +82,13 @@ func (a *Answer) Head(until time.Time) (*inference.Head, error) {
 		}
 		a.head = h
 		a.lastData = time.Now()
+		if a.lease.Instance.Pool.Provider {
+			h.quota.cool(a.lease.Instance.Live, a.lastData)
+		}
 		if h.Stream {
 			a.events.Reset(a.ex, *buffers.Get().(*[]byte), 0)
 		}
+		a.beginRebuilt()
 	}
 	if a.head.Status >= 200 && a.head.Status < 300 {
 		return &a.head.Head, nil
@@ -131,6 +137,26 @@ func (a *Answer) failure(status int, body []byte) *inference.Failure {
 // whose Raw is nil is for the gateway alone.
 func (a *Answer) Event(until time.Time) (inference.Event, error) {
 	for {
+		ev, err := a.nextEvent(until)
+		if err != nil {
+			return ev, err
+		}
+		if ev.Kind == inference.EventUsage && !a.req.IncludeUsage && a.pool.cfg.IncludeUsage {
+			ev.Raw = nil
+			return ev, nil
+		}
+		if ev.Raw = wire.CleanEvent(ev.Raw); ev.Raw == nil {
+			continue
+		}
+		ev.More = a.events.Ready()
+		return ev, nil
+	}
+}
+
+// nextEvent waits for the next event that is not a comment, as it came, and notes
+// what it means for the answer.
+func (a *Answer) nextEvent(until time.Time) (inference.Event, error) {
+	for {
 		a.ex.wait(a.eventLimit(until))
 		raw, err := a.events.Next()
 		if err != nil {
@@ -150,22 +176,13 @@ func (a *Answer) Event(until time.Time) (inference.Event, error) {
 		case inference.EventDelta:
 			a.delta = true
 		case inference.EventFinish:
-			if !a.delta && bytes.Contains(raw, []byte(`"insufficient_system_resource"`)) {
+			if (!a.delta || a.rebuilt != nil) && bytes.Contains(raw, []byte(`"insufficient_system_resource"`)) {
 				return ev, &inference.Failure{Verdict: inference.VerdictBusy, Reason: "insufficient_system_resource", Status: http.StatusOK}
 			}
 			a.finished = true
 		case inference.EventDone:
 			a.done = true
-		case inference.EventUsage:
-			if !a.req.IncludeUsage && a.pool.cfg.IncludeUsage {
-				ev.Raw = nil
-				return ev, nil
-			}
 		}
-		if ev.Raw = wire.CleanEvent(raw); ev.Raw == nil {
-			continue
-		}
-		ev.More = a.events.Ready()
 		return ev, nil
 	}
 }
@@ -203,6 +220,9 @@ func (a *Answer) eventsEnd(err error, until time.Time) error {
 // Body appends the body of an answer that is not a stream to buf until it ends
 // (io.EOF), buf holds max bytes (nil), or the instant passes.
 func (a *Answer) Body(until time.Time, buf []byte, max int) ([]byte, error) {
+	if a.rebuilt != nil {
+		return a.rebuiltBody(until, buf, max)
+	}
 	a.ex.wait(a.firstLimit(until))
 	for len(buf) < max {
 		if len(buf) == cap(buf) {

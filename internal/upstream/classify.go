@@ -92,15 +92,7 @@ func (r *retryHints) read(name string, value []byte) {
 			r.after = max(0, time.Until(at))
 		}
 	case strings.HasPrefix(name, "X-Ratelimit-Reset"):
-		d, err := time.ParseDuration(string(value))
-		if err != nil {
-			s, err := strconv.ParseFloat(string(value), 64)
-			if err != nil || s < 0 || s > 1e6 {
-				return
-			}
-			d = time.Duration(s * float64(time.Second))
-		}
-		if d > 0 && (r.soonest == 0 || d < r.soonest) {
+		if d, ok := parseReset(string(value), time.Now()); ok && d > 0 && (r.soonest == 0 || d < r.soonest) {
 			r.soonest = d
 		}
 	}

@@ -26,6 +26,8 @@ type Config struct {
 	Headers map[string]string `yaml:"headers"`
 	// Ask for usage in every stream (stream_options.include_usage); taken out again when the client did not ask.
 	IncludeUsage bool `yaml:"include_usage"`
+	// Ask for answers in one piece as streams and put them together again: `auto` or `off`. Without it Spillway cannot see how fast the instance gives tokens, and learns its limit from streams alone. `auto` does it for chat and completions with one choice and known parameters, never in a pool with `provider: true`. Turn it off where the server's streams say less than its answers in one piece.
+	Reassemble string `yaml:"reassemble"`
 	// Longest time to connect, TLS included.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// Longest wait for the first token; 0 leaves it to the request's deadline.
@@ -48,11 +50,18 @@ type Config struct {
 	TLSServerName string `yaml:"tls_server_name"`
 }
 
+// The values of Config.Reassemble.
+const (
+	ReassembleAuto = "auto"
+	ReassembleOff  = "off"
+)
+
 // Default returns the configuration of a pool that says nothing.
 func Default() Config {
 	return Config{
 		APIKeyHeader:      "authorization",
 		IncludeUsage:      true,
+		Reassemble:        ReassembleAuto,
 		ConnectTimeout:    2 * time.Second,
 		StreamIdleTimeout: 60 * time.Second,
 		MaxIdleConns:      512,
@@ -80,6 +89,9 @@ func (c *Config) Validate() error {
 	}
 	if !slices.Contains([]string{"authorization", "x-api-key"}, c.APIKeyHeader) {
 		bad("api_key_header: want authorization or x-api-key, got %q", c.APIKeyHeader)
+	}
+	if c.Reassemble != ReassembleAuto && c.Reassemble != ReassembleOff {
+		bad("reassemble: want auto or off, got %q", c.Reassemble)
 	}
 	for name, value := range c.Headers {
 		if !validName(name) || strings.ContainsAny(value, "\r\n\x00") {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/inference"
 )
 
@@ -39,4 +40,20 @@ func ReadAnswer(raw []byte, n int) (*inference.Head, []byte, error) {
 	d.wait(until)
 	b, err := io.ReadAll(io.LimitReader(d, 1<<20))
 	return &h.Head, b, err
+}
+
+// ParseReset reads until when a limit is reset, to be fuzzed.
+var ParseReset = parseReset
+
+// Cooled is how long a head's fields keep an account out of use.
+func Cooled(fields [][2]string, now time.Time) time.Duration {
+	q, live := new(quota), new(fleet.Live)
+	for _, f := range fields {
+		q.read(f[0], []byte(f[1]), now)
+	}
+	q.cool(live, now)
+	if live.CoolUntil() == 0 {
+		return 0
+	}
+	return time.Unix(0, live.CoolUntil()).Sub(now)
 }

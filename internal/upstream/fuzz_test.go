@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -47,6 +49,26 @@ func FuzzAnswer(f *testing.F) {
 		want, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 		if err == nil && (res.StatusCode != head.Status || !bytes.Equal(body, want)) {
 			t.Fatalf("we read %d %q, net/http reads %d %q", head.Status, body, res.StatusCode, want)
+		}
+	})
+}
+
+// FuzzLimits checks that whatever a hosted API says of its limits, a reset is
+// never in the past and a cool-down is never longer than its bound.
+func FuzzLimits(f *testing.F) {
+	for _, v := range []string{"1s", "6m0s", "60", "0.5", "1e300", "NaN", "-3", "2030-01-01T00:00:00Z", "9999-12-31T23:59:59.999999999+14:00", "2562047h47m16.854775807s"} {
+		f.Add("X-Ratelimit-Reset-Tokens", v, "0")
+		f.Add("Anthropic-Ratelimit-Tokens-Reset", v, "0")
+	}
+	f.Fuzz(func(t *testing.T, name, reset, left string) {
+		now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		d, ok := upstream.ParseReset(reset, now)
+		if d < 0 || !ok && d != 0 {
+			t.Fatalf("%q: got %v, %v", reset, d, ok)
+		}
+		fields := [][2]string{{name, reset}, {strings.Replace(name, "Reset", "Remaining", 1), left}}
+		if c := upstream.Cooled(fields, now); c < 0 || c > 10*time.Minute {
+			t.Fatalf("%q: cooled for %v", fields, c)
 		}
 	})
 }

@@ -34,6 +34,7 @@ type parsedHead struct {
 	framing    framing
 	keepAlive  bool
 	retryAfter time.Duration // what the header fields ask for; 0 is nothing
+	quota      *quota        // of a hosted account; nil is nothing
 }
 
 // errHead marks every complaint about a malformed head.
@@ -140,6 +141,7 @@ func parseHead(raw []byte) (*parsedHead, error) {
 		default:
 			h.keep(key, value)
 			hints.read(key, value)
+			h.readLimit(key, value)
 		}
 	}
 	h.retryAfter = hints.wait()
@@ -201,11 +203,12 @@ var dropAnswer = map[string]bool{
 	"Keep-Alive": true, "Proxy-Connection": true, "Proxy-Authenticate": true, "Proxy-Authentication-Info": true,
 	"Trailer": true, "Upgrade": true, "Te": true, "Date": true, "Server": true, "Set-Cookie": true, "Alt-Svc": true,
 	"Strict-Transport-Security": true, "Retry-After": true, "Retry-After-Ms": true, "X-Should-Retry": true,
+	"X-Retry-Ticket": true,
 }
 
 // keep adds a field to those that go to the client.
 func (h *parsedHead) keep(name string, value []byte) {
-	if dropAnswer[name] || strings.HasPrefix(name, internalPrefix) || strings.HasPrefix(name, "X-Ratelimit-") {
+	if dropAnswer[name] || strings.HasPrefix(name, internalPrefix) || isLimit(name) {
 		return
 	}
 	v := intern(value)

@@ -21,6 +21,7 @@ var dropRequest = map[string]bool{
 	"Proxy-Authorization": true, "Te": true, "Trailer": true, "Transfer-Encoding": true, "Upgrade": true,
 	"Host": true, "Content-Length": true, "Expect": true, "Accept-Encoding": true, "Http2-Settings": true,
 	"Forwarded": true, "X-Forwarded-For": true, "X-Forwarded-Host": true, "X-Forwarded-Proto": true, "X-Real-Ip": true,
+	"X-Retry-Ticket": true,
 }
 
 // credentials are passed on only to pools with forward_auth.

@@ -149,6 +149,7 @@ func (p *pumped) readHead(until time.Time, _ *Answer) (*parsedHead, error) {
 				h.keep(name, []byte(value))
 			}
 			hints.read(name, []byte(value))
+			h.readLimit(name, []byte(value))
 		}
 	}
 	h.retryAfter = hints.wait()

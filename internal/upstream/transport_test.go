@@ -101,10 +101,13 @@ func TestTLSAndHTTP2(t *testing.T) {
 	}{"own connections": {false, "HTTP/1.1"}, "http.Transport": {true, "HTTP/2.0"}} {
 		t.Run(name, func(t *testing.T) {
 			r, left := newTLSRig(t, c.http2, func(cfg *upstream.Config) { cfg.HTTP2 = c.http2 })
+			const whole = `{"choices":[{"index":0,"message":{"role":"assistant","content":"ab"},"finish_reason":"stop"}]}`
 			for range 3 {
-				h, b, err := r.body(request(t, plainBody, nil))
-				if err != io.EOF || b != testkit.Answer || protocol(h) != c.want {
-					t.Fatalf("got %q over %s, %v; want it over %s", b, protocol(h), err, c.want)
+				for body, want := range map[string]string{plainBody: whole, unknownBody: testkit.Answer} {
+					h, b, err := r.body(request(t, body, nil))
+					if err != io.EOF || b != want || protocol(h) != c.want {
+						t.Fatalf("got %q over %s, %v; want it over %s", b, protocol(h), err, c.want)
+					}
 				}
 			}
 			got, _, err := r.stream(request(t, streamBody, nil))

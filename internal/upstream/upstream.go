@@ -13,6 +13,11 @@
 // that met a connection which the instance had closed while idle: no byte of an
 // answer had come, and nobody else was asked.
 //
+// An answer in one piece is asked for as a stream where it can be put together
+// again (Config.Reassemble): the lease then hears of each token, which is what
+// admission learns an instance's limit from, and whoever reads the Answer sees no
+// difference but that its first bytes come with its last.
+//
 // Run owns the one goroutine of the package, which closes idle connections.
 package upstream
 
@@ -208,6 +213,9 @@ func (c *Client) Open(ctx context.Context, req *inference.Request, lease *fleet.
 		return nil, &inference.Failure{Verdict: inference.VerdictBroken, Reason: "no_pool", Final: true}
 	}
 	a := &Answer{ctx: ctx, req: req, lease: lease, pool: p, start: time.Now()}
+	if req.Rebuild && p.cfg.Reassemble == ReassembleAuto && !lease.Instance.Pool.Provider {
+		a.rebuilt = new(rebuilt)
+	}
 	if p.via != nil {
 		a.ex, a.stop = openPumped(ctx, a)
 		return a, nil

@@ -527,7 +527,8 @@ func TestBodyIsForwardedByteExact(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := make(chan string, 1)
-			r := newRig(t, nil, func(x *testkit.Exchange) bool { seen <- string(x.Body); x.JSON(200, `{}`); return true })
+			off := func(c *upstream.Config) { c.Reassemble = upstream.ReassembleOff }
+			r := newRig(t, off, func(x *testkit.Exchange) bool { seen <- string(x.Body); x.JSON(200, `{}`); return true })
 			if _, _, err := r.body(request(t, body, nil)); err != io.EOF {
 				t.Fatal(err)
 			}
@@ -685,7 +686,7 @@ func TestConfigMistakes(t *testing.T) {
 		Proxy: "x", MaxIdleConns: -1, FirstTokenTimeout: -1, MaxRetryAfter: -1, TLSCAFile: "/does/not/exist"}
 	err := cfg.Validate()
 	for _, want := range []string{"api_key_env: ", "api_key_file: ", "api_key_header: ", `"Host"`, `"a b"`, "proxy: ", "max_idle_conns: ",
-		"first_token_timeout: ", "max_retry_after: ", "tls_ca_file: ", "connect_timeout: ", "stream_idle_timeout: ", "idle_conn_timeout: "} {
+		"reassemble: ", "first_token_timeout: ", "max_retry_after: ", "tls_ca_file: ", "connect_timeout: ", "stream_idle_timeout: ", "idle_conn_timeout: "} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no mention of %q in %v", want, err)
 		}

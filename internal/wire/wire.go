@@ -1,7 +1,7 @@
 // Package wire reads and rewrites what travels between clients and model
-// servers: the strict scan of a request's body, edits that touch one field
+// servers: the strict scan of a request's body, edits that touch few fields
 // only, server-sent events, the facts in a stream's events and in an answer's
-// body, and error bodies.
+// body, one answer from a stream's chunks, and error bodies.
 //
 // Nothing here does I/O beyond the io.Reader it is given, and nothing is
 // re-serialised: a body is scanned once and forwarded as received. All JSON
