@@ -193,7 +193,7 @@ func (r *rig) seen(want ...string) {
 }
 
 const (
-	plain  = `{"model":"m","messages":[{"role":"user","content":"hi"}]}`
+	plain  = `{"model":"m","vendor":1,"messages":[{"role":"user","content":"hi"}]}` // not known, so it stays in one piece
 	stream = `{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}`
 )
 
@@ -506,6 +506,28 @@ func TestClientThatCannotBeWrittenTo(t *testing.T) {
 		t.Error("the upstream's connection stayed open")
 	}
 	r.seen("canceled")
+}
+
+func TestRebuiltAnswers(t *testing.T) {
+	cut := true
+	r := newRig(t, nil, testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+		if !cut {
+			return good(x)
+		}
+		cut = false
+		x.Stream()
+		x.Delta("lost")
+		return false
+	}), testkit.NewInstance(t, good))
+	const want = `{"choices":[{"index":0,"message":{"role":"assistant","content":"hello world"},"finish_reason":"stop"}]}`
+	c := r.serve(context.Background(), strings.Replace(plain, `"vendor":1,`, "", 1), nil)
+	if c.code(t, ""); c.body.String() != want || c.head.Stream || c.head.Length != int64(len(want)) {
+		t.Errorf("got %q, %+v", c.body.String(), c.head)
+	}
+	if rec := r.last(); !rec.Complete || len(rec.Attempts) != 2 { // the cut was repeated: nothing had been sent
+		t.Errorf("record: %+v", rec)
+	}
+	r.seen("broken", "ok")
 }
 
 func TestKeepAlive(t *testing.T) {
