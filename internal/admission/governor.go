@@ -23,7 +23,6 @@
 package admission
 
 import (
-	"container/heap"
 	"context"
 	"log/slog"
 	"os"
@@ -33,6 +32,7 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/inference"
@@ -59,6 +59,8 @@ type Governor struct {
 	known   atomic.Pointer[fleet.Snapshot]          // that servers and pools follow
 	seen    [classes]atomic.Int64                   // when a class last asked, Unix nanoseconds
 	count   counters
+	descs   *descs
+	waits   *prometheus.HistogramVec
 
 	mu struct {
 		sync.Mutex
@@ -89,7 +91,7 @@ type settings struct {
 
 // New returns a governor over the fleet's instances. emergency may be nil.
 func New(cfg Config, f *fleet.Fleet, emergency *Emergency, log *slog.Logger) *Governor {
-	g := &Governor{fleet: f, emergency: emergency, log: log.With("component", "admission")}
+	g := &Governor{fleet: f, emergency: emergency, log: log.With("component", "admission"), descs: newDescs(), waits: newWaits()}
 	g.lanes.Store(&map[uint64]*lane{})
 	g.servers.Store(&map[*fleet.Live]*server{})
 	g.mu.pools = make(map[*fleet.Live]*pool)
@@ -164,7 +166,7 @@ func (g *Governor) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instanc
 	g.seen[req.Class].Store(now.UnixNano())
 	plan.Tokens = l.learned.tokens(req)
 	plan.Faithful = g.Step() < StepCheaperModel
-	if req.Retry > 0 && len(tried) == 0 {
+	if req.Retry > 0 && !plan.Again {
 		g.count.retries.Add(1)
 	}
 	if g.waiting.Load() == 0 && !g.sheds(now, req.Class) {
@@ -174,7 +176,7 @@ func (g *Governor) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instanc
 		}
 	}
 	w := &Waiter{
-		g: g, lane: l, plan: plan, tried: tried, class: req.Class, again: len(tried) > 0,
+		g: g, lane: l, plan: plan, tried: tried, class: req.Class, again: plan.Again || len(tried) > 0,
 		arrived: now, bytes: int64(len(req.Body)), notify: notify,
 	}
 	if notify == nil {
@@ -331,180 +333,6 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 		}
 	}
 	return nil, w, nil
-}
-
-// enqueue adds a waiter to its queue. The caller holds mu.
-func (g *Governor) enqueue(now time.Time, w *Waiter) {
-	l := w.lane
-	l.waiting++
-	l.used = now
-	g.waiting.Add(1)
-	g.mu.bytes += w.bytes
-	if w.again {
-		l.again = append(l.again, w)
-		return
-	}
-	a := g.account(now, w.plan.Request)
-	w.account = a
-	q := &l.class[w.class]
-	if q.n++; q.n == 1 {
-		q.backlog.since = now
-	}
-	a.waiting++
-	if w.ticket {
-		q.back = append(q.back, w)
-		return
-	}
-	var t *tenantQueue
-	for _, own := range a.queues {
-		if own.of == q {
-			t = own
-		}
-	}
-	if t == nil {
-		if a.waiting == 1 {
-			a.counter = max(a.counter, g.mu.level[w.class])
-		}
-		t = &tenantQueue{of: q, account: a}
-		a.queues = append(a.queues, t)
-		t.waiters = append(t.waiters, w)
-		heap.Push(&q.tenants, t)
-	} else {
-		heap.Push(&t.waiters, w)
-	}
-	w.queue = t
-}
-
-// dequeue takes a waiter out of its queue. The caller holds mu.
-func (g *Governor) dequeue(now time.Time, w *Waiter) {
-	l := w.lane
-	l.waiting--
-	g.waiting.Add(-1)
-	g.mu.bytes -= w.bytes
-	if w.again {
-		l.again = slices.DeleteFunc(l.again, func(x *Waiter) bool { return x == w })
-		return
-	}
-	a, t, q := w.account, w.queue, &l.class[w.class]
-	a.waiting--
-	if q.n--; q.n == 0 {
-		q.backlog.account(now)
-	}
-	if w.ticket {
-		q.back = slices.DeleteFunc(q.back, func(x *Waiter) bool { return x == w })
-		return
-	}
-	heap.Remove(&t.waiters, w.at)
-	if len(t.waiters) == 0 {
-		heap.Remove(&q.tenants, t.at)
-		a.queues = slices.DeleteFunc(a.queues, func(x *tenantQueue) bool { return x == t })
-	}
-}
-
-// maxMisses bounds the heads that are passed over in one round because the pool's
-// room is none for them.
-const maxMisses = 8
-
-// dispatch sends the best heads to a pool as long as it has room. The caller holds
-// mu.
-func (g *Governor) dispatch(now time.Time, p *pool, set *settings) {
-	var missed [maxMisses]*Waiter
-	misses := 0
-	for g.waiting.Load() > 0 && misses < maxMisses {
-		if s := p.fleet.Status(now.UnixNano()); s == fleet.Full || s == fleet.Cooling || s >= fleet.Draining {
-			return
-		}
-		w := g.next(p, set, missed[:misses])
-		if w == nil {
-			return
-		}
-		if now.After(w.latest) && !w.again {
-			g.expire(now, w, set)
-			continue
-		}
-		w.refresh()
-		lease, _ := w.plan.Take(now, w.tried)
-		if lease == nil {
-			missed[misses] = w
-			misses++
-			continue
-		}
-		g.grant(now, w, lease, set)
-	}
-}
-
-// next is the request that a pool's room goes to. The caller holds mu.
-func (g *Governor) next(p *pool, set *settings, missed []*Waiter) *Waiter {
-	var best *Waiter
-	for _, l := range p.lanes {
-		for _, w := range l.again {
-			if (best == nil || w.arrived.Before(best.arrived)) && !slices.Contains(missed, w) {
-				best = w
-				break
-			}
-		}
-	}
-	if best != nil {
-		return best
-	}
-	least := 0.0
-	for _, c := range shared {
-		w := p.head(c, missed)
-		if w == nil {
-			continue
-		}
-		if start := max(p.start[c], p.virtual); best == nil || start < least {
-			best, least = w, start
-		}
-	}
-	if best == nil {
-		best = p.head(inference.Idle, missed)
-	}
-	return best
-}
-
-// head is the request of a class whose tenant was served least, in all lanes of
-// the pool.
-func (p *pool) head(c inference.Class, missed []*Waiter) *Waiter {
-	var best *Waiter
-	for _, l := range p.lanes {
-		w := l.class[c].head()
-		if w == nil || slices.Contains(missed, w) {
-			continue
-		}
-		if best == nil || w.ticket && !best.ticket || w.ticket == best.ticket && w.account.counter < best.account.counter {
-			best = w
-		}
-	}
-	return best
-}
-
-// Weights of prompt and output tokens in what tenants and classes are charged: an
-// output token costs about two prompt tokens (VTC's w_p and w_q).
-const (
-	promptCost = 1.0
-	outputCost = 2.0
-)
-
-// grant gives a waiter its lease. The caller holds mu.
-func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *settings) {
-	g.dequeue(now, w)
-	g.admit(w.lane, lease)
-	expected := outputCost * value(&w.lane.learned.output, firstOutput)
-	cost := promptCost*float64(lease.Prompt) + expected
-	weight := set.weight[w.class]
-	if w.class == inference.Batch && g.Step() >= StepYield {
-		weight /= yieldDivisor
-	}
-	g.pool(lease.Instance.Pool).charge(w.class, cost, weight)
-	if !w.again {
-		a := w.account
-		g.mu.level[w.class] = max(g.mu.level[w.class], a.counter)
-		a.charge(cost)
-		lease.Payer, lease.Charge = a, expected
-		w.lane.class[w.class].backlog.sent++
-	}
-	w.finish(lease, nil)
 }
 
 // Prefilled implements fleet.Watcher.

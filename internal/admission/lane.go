@@ -37,6 +37,7 @@ type classQueue struct {
 	back    []*Waiter // came back with a ticket: a place was promised to them
 	tenants tenantHeap
 	n       int          // waiters
+	held    float64      // their prompts, tokens
 	flow    rate         // dispatched, whether anything waited or not
 	passed  atomic.Int64 // dispatched since the last tick
 	backlog backlog

@@ -72,9 +72,9 @@ const (
 	firstShare    = 0.6    // of the budget, for the time to first token that prompts do not explain
 	windowShare   = 0.125  // of the budget, for the prompts ahead
 	smallestWin   = 1024   // prompt tokens
-	enoughPrompts = 8      // prompts behind a rate of prefill
+	enoughPrompts = 16     // prompts behind a rate of prefill
 	enoughReading = 0.5    // seconds behind it
-	peakRises     = 0.5    // share of the way to a higher rate
+	peakRises     = 0.2    // share of the way to a higher rate
 	peakFalls     = 0.02   // to a lower one
 	enoughFirsts  = 16     // first tokens behind a judgement
 	blockedRatio  = 1.35   // of the time that prompts explain, above which they stand still

@@ -13,7 +13,8 @@ import (
 // server is what the governor keeps of an instance.
 type server struct {
 	objective atomic.Uint64 // float64 bits: what streams are judged by, seconds per token
-	limits    atomic.Pointer[Limits]
+	share     atomic.Uint64 // float64 bits: of the objective that the gap is steered to
+	prefill   atomic.Uint64 // float64 bits: prompt tokens a second
 
 	mu struct {
 		sync.Mutex
@@ -50,7 +51,6 @@ func newLimiter(cfg *Config) Limiter {
 
 // set puts limits where picks read them.
 func (s *server) set(l *Limits, i *fleet.Instance) {
-	s.limits.Store(l)
 	i.Live.SetLimits(int64(l.Requests), int64(l.PromptTokens), int64(l.Memory))
 }
 
@@ -122,5 +122,7 @@ func (s *server) decide(now time.Time, d demand) {
 	s.set(&l, i)
 	if learned, ok := s.mu.limiter.(*Learned); ok {
 		s.objective.Store(math.Float64bits(learned.objective(d.tpot)))
+		s.share.Store(math.Float64bits(learned.share))
+		s.prefill.Store(math.Float64bits(learned.peak))
 	}
 }

@@ -37,7 +37,21 @@ type Snapshot struct {
 	Waiting  int64   // requests
 	Bytes    int64   // of waiting requests
 	Tickets  int     // out
+	Accounts int     // tenants whose service is counted
 	Pools    []PoolState
+	Models   map[ModelClass]ModelState
+}
+
+// ModelClass names a class of a model.
+type ModelClass struct {
+	Model string
+	Class inference.Class
+}
+
+// ModelState is a class of a model's part of a Snapshot.
+type ModelState struct {
+	Waiting int // requests
+	Tickets int // out
 }
 
 // PoolState is a pool's part of a Snapshot. Work is in tokens: prompts and expected
@@ -56,7 +70,8 @@ type PoolState struct {
 func (g *Governor) Snapshot() Snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := Snapshot{Step: g.Step(), Pressure: math.Float64frombits(g.count.pressure.Load()), Waiting: g.waiting.Load(), Bytes: g.mu.bytes}
+	s := Snapshot{Step: g.Step(), Pressure: math.Float64frombits(g.count.pressure.Load()), Waiting: g.waiting.Load(), Bytes: g.mu.bytes, Accounts: len(g.mu.accounts)}
+	s.Models = make(map[ModelClass]ModelState)
 	held := make(map[*pool]*PoolState)
 	for _, p := range g.mu.pools {
 		st := &PoolState{Name: p.fleet.Name, InFlight: p.live.InFlight(), Refused: p.refused, Unmet: p.unmet}
@@ -70,12 +85,12 @@ func (g *Governor) Snapshot() Snapshot {
 		st := held[l.pools[0]]
 		st.Waiting += l.waiting
 		for c := range l.class {
-			s.Tickets += len(l.class[c].pledges.out)
-			for _, t := range l.class[c].tenants {
-				for _, w := range t.waiters {
-					st.Held += float64(w.plan.Tokens) + value(&l.learned.output, firstOutput)
-				}
-			}
+			q := &l.class[c]
+			key := ModelClass{l.model, inference.Class(c)}
+			m := s.Models[key]
+			s.Models[key] = ModelState{m.Waiting + q.n, m.Tickets + len(q.pledges.out)}
+			s.Tickets += len(q.pledges.out)
+			st.Held += q.held + float64(q.n)*value(&l.learned.output, firstOutput)
 		}
 	}
 	for _, st := range held {

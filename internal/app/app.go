@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spillway/spillway/internal/admin"
+	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/api"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
@@ -34,6 +35,7 @@ import (
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/route"
+	"github.com/spillway/spillway/internal/store"
 	"github.com/spillway/spillway/internal/telemetry"
 	"github.com/spillway/spillway/internal/upstream"
 	"github.com/spillway/spillway/internal/usage"
@@ -51,20 +53,22 @@ type Options struct {
 
 // App is one gateway.
 type App struct {
-	opts     Options
-	log      *telemetry.Logger
-	registry *prometheus.Registry
-	fleet    *fleet.Fleet
-	keys     *identity.Keys
-	router   *route.Router
-	upstream *upstream.Client
-	health   *health.Monitor
-	gateway  *gateway.Gateway
-	recorder *usage.Recorder
-	tracing  *telemetry.Tracing
-	api      *api.Server
-	admin    *admin.Server
-	reload   reloadState
+	opts      Options
+	log       *telemetry.Logger
+	registry  *prometheus.Registry
+	fleet     *fleet.Fleet
+	keys      *identity.Keys
+	router    *route.Router
+	upstream  *upstream.Client
+	health    *health.Monitor
+	gateway   *gateway.Gateway
+	recorder  *usage.Recorder
+	tracing   *telemetry.Tracing
+	api       *api.Server
+	emergency *admission.Emergency
+	governor  *admission.Governor
+	admin     *admin.Server
+	reload    reloadState
 
 	mu struct {
 		sync.Mutex
@@ -95,8 +99,18 @@ func New(file *config.File, opts Options) (*App, error) {
 	if a.tracing, err = telemetry.NewTracing(file.Telemetry.Traces, opts.Version, a.registry, log); err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
-	a.gateway = gateway.New(file.Gateway, a.router, a.open, a.health, a.recorder)
-	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Log: log}
+	keep, err := store.Open(file.Store)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	if a.emergency, err = admission.NewEmergency(file.Admission.Emergency, keep, log); err != nil {
+		return nil, fmt.Errorf("admission: %w", err)
+	}
+	a.governor = admission.New(file.Admission, a.fleet, a.emergency, log)
+	a.gateway = gateway.New(file.Gateway, gateway.Parts{
+		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a.recorder,
+	})
+	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Log: log}
 	if a.admin, err = admin.New(file.Admin, parts); err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
@@ -112,7 +126,7 @@ func New(file *config.File, opts Options) (*App, error) {
 		Tracing:  a.tracing,
 		Log:      log,
 	})
-	a.registry.MustRegister(a.recorder, a.health, a.reload.init(), newGauges(a))
+	a.registry.MustRegister(a.emergency, a.governor, a.recorder, a.health, a.reload.init(), newGauges(a))
 	if err := a.apply(file); err != nil {
 		return nil, err
 	}
@@ -127,6 +141,18 @@ func (a *App) open(ctx context.Context, req *inference.Request, lease *fleet.Lea
 		return nil, err
 	}
 	return answer, nil
+}
+
+// slots adapts the governor to what the gateway calls.
+type slots struct{ *admission.Governor }
+
+// Enter implements gateway.Admission.
+func (s slots) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instance) (*fleet.Lease, gateway.Place, error) {
+	lease, waiter, err := s.Governor.Enter(now, plan, tried, nil)
+	if waiter == nil {
+		return lease, nil, err
+	}
+	return nil, waiter, nil
 }
 
 // apply gives every mechanism the configuration, or the old one back to those
@@ -166,6 +192,7 @@ func (a *App) apply(file *config.File) error {
 		}
 		return fmt.Errorf("%s: %w", step.name, err)
 	}
+	a.governor.Apply(file.Admission)
 	a.gateway.Apply(gatewayConfig(file))
 	a.api.Apply(file.API)
 	a.log.Apply(file.Telemetry.Log)
@@ -235,6 +262,8 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 	run("upstream", a.upstream.Run)
 	run("health", a.health.Run)
 	run("usage", a.recorder.Run)
+	run("emergency", a.emergency.Run)
+	run("admission", a.governor.Run)
 	run("telemetry", a.tracing.Run)
 	run("admin", func(ctx context.Context) error { return a.admin.Run(ctx, l.Admin) })
 	run("fleet", a.runSources)

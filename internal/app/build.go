@@ -33,6 +33,7 @@ func layout(file *config.File) fleet.Layout {
 		for _, p := range r.Pools {
 			pl := fleet.PoolLayout{
 				Name: p.Name, Weight: p.Weight, Backup: p.Backup, Models: p.Models, MaxInFlight: p.MaxInFlight, SlowStart: p.SlowStart,
+				Provider: p.Provider, Standby: p.Standby,
 			}
 			for _, name := range p.Surfaces {
 				if s, ok := inference.ParseSurface(name); ok {

@@ -124,6 +124,7 @@ func restartKeys(old, now *config.File) (changed []string) {
 		"api.send_buffer":      old.API.SendBuffer != now.API.SendBuffer,
 		"api.max_header":       old.API.MaxHeader != now.API.MaxHeader,
 		"admin.listen":         old.Admin.Listen != now.Admin.Listen,
+		"store.directory":      old.Store.Directory != now.Store.Directory,
 		"telemetry.log.format": old.Telemetry.Log.Format != now.Telemetry.Log.Format,
 	} {
 		if differs {

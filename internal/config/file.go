@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/spillway/spillway/internal/admin"
+	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/api"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/fleet/dns"
@@ -38,6 +39,8 @@ type File struct {
 	Identity identity.Config `yaml:"identity"`
 	// How a region is chosen, fallbacks and session cookies.
 	Route route.Config `yaml:"route"`
+	// Overload control: learned limits, queues, classes, tickets, brownout.
+	Admission admission.Config `yaml:"admission"`
 	// Time-outs, retries, hedging and keep-alives.
 	Gateway gateway.Config `yaml:"gateway"`
 	// The access log.
@@ -86,6 +89,10 @@ type Pool struct {
 	Models Models `yaml:"models"`
 	// Surfaces that the instances have: chat, completions, embeddings, messages, responses.
 	Surfaces []string `yaml:"surfaces"`
+	// A hosted account instead of servers of your own: its limits are learned from its refusals and headers alone.
+	Provider bool `yaml:"provider"`
+	// In reserve: takes work only while the emergency switch is on.
+	Standby bool `yaml:"standby"`
 	// Most requests in flight at one instance; 0 is no limit.
 	MaxInFlight int64 `yaml:"max_in_flight"`
 	// Time over which an instance that came back takes up its full share.
@@ -187,7 +194,7 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 // Default is the configuration of an empty file.
 func Default() *File {
 	return &File{
-		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(),
+		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(), Admission: admission.Default(),
 		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(), Store: store.Default(),
 		doc: &document{env: map[string]string{}},
 	}
@@ -255,6 +262,7 @@ func (f *File) validate() Mistakes {
 	section("admin", f.Admin.Validate())
 	section("identity", f.Identity.Validate())
 	section("route", f.Route.Validate())
+	section("admission", f.Admission.Validate())
 	section("gateway", f.Gateway.Validate())
 	section("usage", f.Usage.Validate())
 	section("telemetry", f.Telemetry.Validate())

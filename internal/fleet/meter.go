@@ -63,7 +63,7 @@ func (m *Meter) Read(now int64) Reading {
 	}
 	return Reading{
 		Reading: time.Duration(reading),
-		Gaps: m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()), Late: m.late.Load(),
+		Gaps:    m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()), Late: m.late.Load(),
 		Firsts: m.firsts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
 		Prompt: m.prefilled.Load(), Context: m.context.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
 	}

@@ -79,6 +79,10 @@ type Plan struct {
 	// request's own estimate.
 	Tokens int64
 
+	// Again says that the attempt is not the request's first: its client has waited
+	// already.
+	Again bool
+
 	// Faithful keeps to the model that was asked for: candidates that stand in for
 	// it are passed over.
 	Faithful bool

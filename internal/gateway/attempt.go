@@ -34,7 +34,7 @@ type attempt struct {
 // nothing is streamed. Its error is that of the first failure.
 func (f *flight) win() (*attempt, error) {
 	for {
-		lease, err := f.plan.Acquire(time.Now(), f.tried)
+		lease, err := f.admit()
 		if err != nil {
 			return nil, f.firstError(err)
 		}
@@ -47,8 +47,54 @@ func (f *flight) win() (*attempt, error) {
 		if err := f.firstError(err); !f.mayRetry(err) {
 			return nil, f.first
 		}
+		f.plan.Again = true
+		f.forgive()
 		if err := f.backOff(); err != nil {
 			return nil, f.first
+		}
+	}
+}
+
+// forgive lets instances that said busy be tried again when no other is left: they
+// are none the worse for it once they have cooled down.
+func (f *flight) forgive() {
+	for i := range f.plan.Candidates {
+		for _, one := range f.plan.Candidates[i].Pool.Instances {
+			if !slices.Contains(f.tried, one) {
+				return
+			}
+		}
+	}
+	f.tried = slices.DeleteFunc(f.tried, func(i *fleet.Instance) bool { return slices.Contains(f.busy, i) })
+}
+
+// admit takes a slot, and waits for one as long as admission lets it and the
+// client stays. Attempts after the first wait at the head of their lane.
+func (f *flight) admit() (*fleet.Lease, error) {
+	begun := time.Now()
+	lease, place, err := f.g.parts.Admission.Enter(begun, f.plan, f.tried)
+	if place == nil {
+		return lease, err
+	}
+	defer func() { f.rec.Queued += time.Since(begun) }()
+	for {
+		lease, err := place.Wait(f.ctx, f.waitUntil(time.Time{}))
+		switch {
+		case err == nil:
+			return lease, nil
+		case f.ctx.Err() != nil:
+			return nil, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "canceled", Err: err}
+		case !errors.Is(err, inference.ErrNotYet):
+			return nil, err
+		}
+		now := time.Now()
+		if !now.Before(f.req.Deadline) {
+			place.Leave(now)
+			return nil, f.late(err)
+		}
+		if err := f.keepAlive(now); err != nil {
+			place.Leave(now)
+			return nil, f.gone(err)
 		}
 	}
 }
@@ -73,7 +119,7 @@ func (f *flight) mayRetry(err error) bool {
 	}
 	switch failure.Verdict {
 	case inference.VerdictBusy, inference.VerdictSpent, inference.VerdictBroken:
-		return f.set.budget.spend(time.Now(), failure.Verdict == inference.VerdictBusy)
+		return f.set.budget.spend(time.Now())
 	}
 	return false
 }
@@ -118,7 +164,7 @@ func (f *flight) attempt(lease *fleet.Lease) *attempt {
 
 // begin connects and sends the request.
 func (a *attempt) begin(ctx context.Context, f *flight) error {
-	answer, err := f.g.upstream(ctx, f.req, a.lease)
+	answer, err := f.g.parts.Upstream(ctx, f.req, a.lease)
 	if err != nil {
 		return err
 	}
@@ -249,7 +295,10 @@ func (f *flight) settle(a *attempt, err error) {
 			rec.Status = failure.Status
 		}
 	}
-	f.g.health.Observe(a.lease, failure)
+	if rec.Verdict == inference.VerdictBusy {
+		f.busy = append(f.busy, a.lease.Instance)
+	}
+	f.g.parts.Health.Observe(a.lease, failure)
 	a.lease.Verdict, a.lease.Usage = rec.Verdict, f.rec.Usage
 	a.lease.Release(now)
 	f.rec.Attempts = append(f.rec.Attempts, rec)

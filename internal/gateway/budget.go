@@ -19,7 +19,6 @@ type budget struct {
 		requests int64 // in the window
 		retries  int64
 		oldest   int64 // first second that counts
-		refused  int64 // last second in which a request was refused for lack of capacity
 	}
 }
 
@@ -60,17 +59,11 @@ func (b *budget) request(now time.Time) {
 	b.mu.requests++
 }
 
-// spend takes one retry or hedge out of the budget, if there is one. For a
-// retry of a busy answer there is none while requests are being refused: it
-// would only take the place of one that waits.
-func (b *budget) spend(now time.Time, busy bool) bool {
+// spend takes one retry or hedge out of the budget, if there is one.
+func (b *budget) spend(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	second := now.Unix()
-	s := b.slot(second)
-	if busy && b.mu.refused != 0 && second-b.mu.refused <= 1 {
-		return false
-	}
+	s := b.slot(now.Unix())
 	limit := max(b.share*float64(b.mu.requests), b.floor*float64(b.window))
 	if float64(b.mu.retries) >= limit {
 		return false
@@ -78,11 +71,4 @@ func (b *budget) spend(now time.Time, busy bool) bool {
 	s.retries++
 	b.mu.retries++
 	return true
-}
-
-// refuse notes that a request was refused for lack of capacity.
-func (b *budget) refuse(now time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.mu.refused = now.Unix()
 }

@@ -29,6 +29,7 @@ type flight struct {
 
 	plan     *fleet.Plan
 	tried    []*fleet.Instance
+	busy     []*fleet.Instance // those of them that said so
 	underWay []*attempt // not settled yet: two in a race, else one
 	first    error      // the first failure, which is the one that is reported
 
@@ -81,7 +82,7 @@ func (f *flight) land() {
 	}
 	f.leave()
 	f.rec.Duration = time.Since(f.req.Received)
-	f.g.recorder.Record(&f.rec)
+	f.g.parts.Recorder.Record(&f.rec)
 }
 
 // refuse answers with an error. An answer of the upstream that is the client's
@@ -98,9 +99,6 @@ func (f *flight) refuse(err error) *inference.Record {
 	if !ok {
 		e = inference.Errorf(inference.CodeInternal, "internal error")
 		e.Err = err
-	}
-	if e.Code == inference.CodeOverloaded {
-		f.set.budget.refuse(time.Now())
 	}
 	f.rec.Code, f.rec.Reason = e.Code, e.Reason
 	f.out.Fail(e)
@@ -210,8 +208,10 @@ func (f *flight) relay(a *attempt) *inference.Record {
 	if f.set.NameInstance {
 		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Instance", Value: a.lease.Instance.Name})
 	}
-	if fallback := a.lease.Candidate.Fallback; fallback != "" {
-		f.rec.Degraded = "model=" + fallback
+	if f.rec.Degraded = a.lease.Degraded; a.lease.Candidate.Fallback != "" {
+		f.rec.Degraded = join(f.rec.Degraded, "model="+a.lease.Candidate.Fallback)
+	}
+	if f.rec.Degraded != "" {
 		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Degraded", Value: f.rec.Degraded})
 	}
 	var err error
@@ -224,12 +224,20 @@ func (f *flight) relay(a *attempt) *inference.Record {
 		f.rec.Complete = true
 		f.settle(a, nil)
 		putHeld(a.held)
-		f.g.router.Answered(f.req, a.lease, f.rec.Usage)
+		f.g.parts.Router.Answered(f.req, a.lease, f.rec.Usage)
 		return &f.rec
 	}
 	f.settle(a, err)
 	f.cut(err)
 	return &f.rec
+}
+
+// join lists what was lowered.
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + ", " + b
 }
 
 // relayEvents passes a stream on, event by event. It returns io.EOF at the end

@@ -12,6 +12,10 @@
 // side of the commit point only. Behind it an upstream's failure ends the answer
 // with an error frame and an aborted connection, never a clean end.
 //
+// Every attempt asks admission for its slot, and waits there when there is none;
+// a client that waits is kept by comments once the grace is over, and is told the
+// true status before.
+//
 // A flight runs on the goroutine that calls Serve. Hedging alone starts others,
 // two at a time, and waits for them before it goes on. The gateway holds no
 // other goroutine and no lock but the retry budget's.
@@ -52,6 +56,23 @@ type Answer interface {
 	Close()
 }
 
+// Admission decides when an attempt may run.
+type Admission interface {
+	// Enter asks for a slot for the plan's request: a lease, or a place to wait for
+	// one, or an *inference.Error that says why there is none and when to come back.
+	Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instance) (*fleet.Lease, Place, error)
+}
+
+// Place is where an attempt waits for its slot.
+type Place interface {
+	// Wait waits until the given instant: a lease, an *inference.Error,
+	// inference.ErrNotYet when the wait may be resumed, or the context's error, which
+	// gives the place up.
+	Wait(ctx context.Context, until time.Time) (*fleet.Lease, error)
+	// Leave gives the place up.
+	Leave(now time.Time)
+}
+
 // Upstream opens an attempt at the lease's instance. Its error is an
 // *inference.Failure. The context ends the attempt.
 type Upstream func(ctx context.Context, req *inference.Request, lease *fleet.Lease) (Answer, error)
@@ -83,11 +104,17 @@ type Reader interface {
 
 // Gateway serves requests. It is safe for concurrent use.
 type Gateway struct {
-	router   Router
-	upstream Upstream
-	health   Health
-	recorder Recorder
+	parts    Parts
 	settings atomic.Pointer[settings]
+}
+
+// Parts are what a gateway is made of.
+type Parts struct {
+	Router    Router
+	Admission Admission
+	Upstream  Upstream
+	Health    Health
+	Recorder  Recorder
 }
 
 // settings are what a reload replaces.
@@ -98,8 +125,8 @@ type settings struct {
 }
 
 // New returns a gateway over its parts.
-func New(cfg Config, router Router, upstream Upstream, health Health, recorder Recorder) *Gateway {
-	g := &Gateway{router: router, upstream: upstream, health: health, recorder: recorder}
+func New(cfg Config, parts Parts) *Gateway {
+	g := &Gateway{parts: parts}
 	g.Apply(cfg)
 	return g
 }
@@ -130,7 +157,7 @@ func (g *Gateway) Serve(ctx context.Context, req *inference.Request, out Reader)
 	f := g.launch(ctx, req, out)
 	defer f.land()
 
-	plan, err := g.router.Plan(f.ctx, req)
+	plan, err := g.parts.Router.Plan(f.ctx, req)
 	if err != nil {
 		return f.refuse(err)
 	}

@@ -32,10 +32,15 @@ func (f *flight) second(a *attempt) *attempt {
 			return nil
 		}
 	}
-	if !f.set.budget.spend(now, false) {
+	if !f.set.budget.spend(now) {
 		return nil
 	}
-	lease, err := f.plan.Acquire(time.Now(), f.tried)
+	f.plan.Again = true
+	lease, place, err := f.g.parts.Admission.Enter(now, f.plan, f.tried)
+	if place != nil {
+		place.Leave(now) // others wait: a hedge does not
+		return nil
+	}
 	if err != nil {
 		return nil
 	}

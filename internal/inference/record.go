@@ -33,6 +33,7 @@ type Record struct {
 
 	TTFT     time.Duration // from Received to the first delta sent; 0 when none was
 	Duration time.Duration // from Received to the last byte
+	Queued   time.Duration // part of Duration spent waiting for a slot
 	Upstream time.Duration // part of Duration spent waiting for upstreams
 	Complete bool          // the answer ended as its surface demands
 	Gaps     Gaps          // between the events of a stream
