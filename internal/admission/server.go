@@ -43,6 +43,12 @@ func newLimiter(cfg *Config) Limiter {
 	switch cfg.Limit {
 	case LimitStatic:
 		return Static(cfg.StaticLimit)
+	case LimitGradient:
+		return NewGradient()
+	case LimitGradient2:
+		return NewGradient2()
+	case LimitAIMD:
+		return NewAIMD()
 	case LimitOff:
 		return Static(0)
 	}
