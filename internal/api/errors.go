@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/json"
-	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -87,18 +86,38 @@ func errorBody(surface inference.Surface, e *inference.Error, requestID string) 
 // itself: SDKs give up on longer ones or ignore them.
 const maxPatience = 60 * time.Second
 
-// setErrorHeader writes what tells a client whether and when to try again.
-// Retry-After is never 0: some SDKs take that as "at once".
-func setErrorHeader(h http.Header, e *inference.Error) {
+// setErrorHeader writes what tells a client whether and when to try again, and
+// how long the server took to say so. Retry-After is never 0: some SDKs take that
+// as "at once".
+func setErrorHeader(h http.Header, e *inference.Error, took time.Duration) {
+	set := func(name, value string) { h[name] = []string{value} }
+	set("X-Spillway-Server-Ms", strconv.FormatFloat(float64(took)/float64(time.Millisecond), 'f', 3, 64))
 	if e.Reason != "" {
-		h.Set("X-Spillway-Reason", e.Reason)
+		set("X-Spillway-Reason", e.Reason)
 	}
 	if e.RetryAfter > 0 {
-		seconds := max(1, int64(math.Ceil(e.RetryAfter.Seconds())))
-		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
-		h.Set("Retry-After-Ms", strconv.FormatInt(max(1, e.RetryAfter.Milliseconds()), 10))
+		set("Retry-After", strconv.FormatInt(ceil(e.RetryAfter, time.Second), 10))
+		set("Retry-After-Ms", strconv.FormatInt(ceil(e.RetryAfter, time.Millisecond), 10))
 	}
 	if e.NoRetry || e.RetryAfter > maxPatience {
-		h.Set("X-Should-Retry", "false")
+		set("X-Should-Retry", "false")
 	}
+	if e.Ticket != "" {
+		set(ticketField, e.Ticket)
+	}
+	if e.Position > 0 {
+		set("X-Spillway-Queue-Position", strconv.Itoa(e.Position))
+	}
+	if e.Predicted > 0 {
+		set("X-Spillway-Predicted-Wait-Ms", strconv.FormatInt(ceil(e.Predicted, time.Millisecond), 10))
+	}
+}
+
+// ceil is how many units a positive duration takes, begun ones included.
+func ceil(d, unit time.Duration) int64 {
+	n := int64(d / unit)
+	if d%unit > 0 {
+		n++
+	}
+	return n
 }

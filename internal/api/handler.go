@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -84,6 +83,7 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		s.refuseUnread(w, r, err, cfg)
 		return w.aborted
 	}
+	w.read = time.Now()
 	s.answer(r.Context(), w, body.bytes)
 	return w.aborted
 }
@@ -159,28 +159,8 @@ func (s *Server) parse(req *inference.Request, body []byte) error {
 		return err
 	}
 	req.Body, req.Fields = body, fields
-	timeout := s.parts.Timeout()
-	if d, ok := clientTimeout(req.Header); ok {
-		timeout = min(timeout, d)
-	}
-	req.Deadline = req.Received.Add(timeout)
+	readHints(req, s.parts.Timeout())
 	return nil
-}
-
-// clientTimeout is the time-out that a client asks for, in seconds in
-// X-Request-Timeout or in milliseconds in X-Spillway-Deadline-Ms.
-func clientTimeout(h http.Header) (time.Duration, bool) {
-	if v := h["X-Spillway-Deadline-Ms"]; len(v) == 1 {
-		if ms, err := strconv.ParseUint(v[0], 10, 31); err == nil && ms > 0 {
-			return time.Duration(ms) * time.Millisecond, true
-		}
-	}
-	if v := h["X-Request-Timeout"]; len(v) == 1 {
-		if sec, err := strconv.ParseFloat(v[0], 64); err == nil && sec > 0 && sec < 1e6 {
-			return time.Duration(sec * float64(time.Second)), true
-		}
-	}
-	return 0, false
 }
 
 // refuseUnread answers a request whose body was not read to its end. A client

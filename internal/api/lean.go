@@ -376,6 +376,7 @@ func (c *leanConn) request(h leanHead, received time.Time) (handed, again bool) 
 		_ = c.res.finish() // the connection ends in any case
 		return false, false
 	}
+	w.read = time.Now()
 	if c.r == c.w {
 		c.release() // nothing is left to read until the answer has ended
 	}

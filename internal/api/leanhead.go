@@ -169,6 +169,7 @@ var leanNames = func() map[string]string {
 		"Connection", "User-Agent", "X-Api-Key", "X-Request-Id", "Traceparent", "Tracestate", "X-Stainless-Lang",
 		"X-Stainless-Package-Version", "X-Stainless-Os", "X-Stainless-Arch", "X-Stainless-Runtime", "X-Stainless-Runtime-Version",
 		"X-Stainless-Async", "X-Stainless-Retry-Count", "X-Stainless-Read-Timeout", "X-Stainless-Timeout", "X-Spillway-Class",
+		"X-Spillway-Degrade", "X-Spillway-Deadline-Ms", "X-Request-Timeout", "X-Retry-Ticket",
 		"X-Engine-Output-Tokens", "X-Forwarded-For", "Cookie", "Openai-Organization", "Openai-Project", "Transfer-Encoding", "Expect",
 	} {
 		m[name], m[strings.ToLower(name)] = name, name

@@ -279,6 +279,7 @@ func TestRetryAdvice(t *testing.T) {
 		"a nanosecond": {1, false, "1", "1", ""},
 		"half":         {500 * time.Millisecond, false, "1", "500", ""},
 		"rounds up":    {1100 * time.Millisecond, false, "2", "1100", ""},
+		"both round":   {1500*time.Millisecond + 1, false, "2", "1501", ""},
 		"a minute":     {time.Minute, false, "60", "60000", ""},
 		"too long":     {61 * time.Second, false, "61", "61000", "false"},
 		"never":        {0, true, "", "", "false"},
@@ -292,6 +293,130 @@ func TestRetryAdvice(t *testing.T) {
 				t.Errorf("got %q %q %q", h.Get("Retry-After"), h.Get("Retry-After-Ms"), h.Get("X-Should-Retry"))
 			}
 		})
+	}
+}
+
+func TestARefusalSaysWhatIsKnown(t *testing.T) {
+	e := inference.Errorf(inference.CodeOverloaded, "busy")
+	e.RetryAfter, e.Ticket, e.Position, e.Predicted = 2*time.Second, "v1.abc", 17, 1234567*time.Microsecond
+	for name, c := range map[string]struct {
+		e    *inference.Error
+		want map[string]string
+	}{
+		"all":  {e, map[string]string{"X-Retry-Ticket": "v1.abc", "X-Spillway-Queue-Position": "17", "X-Spillway-Predicted-Wait-Ms": "1235", "Retry-After-Ms": "2000"}},
+		"none": {inference.Errorf(inference.CodeNoCapacity, "down"), map[string]string{"X-Retry-Ticket": "", "X-Spillway-Queue-Position": "", "X-Spillway-Predicted-Wait-Ms": "", "Retry-After": ""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, nil, failing(c.e))
+			for request, body := range map[string]string{"common form": post("/v1/chat/completions", chat), "chunked body": chunked(chat, 10)} {
+				a := r.ask(body)
+				a.refused(t, 503, c.e.Code)
+				for k, want := range c.want {
+					if got := a.Header.Get(k); got != want {
+						t.Errorf("%s: %s: got %q, want %q", request, k, got, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestServerTimeOfARefusal(t *testing.T) {
+	const busy = 30 * time.Millisecond
+	r := newRig(t, nil, func(_ context.Context, req *inference.Request, out api.Answer) *inference.Record {
+		timer := time.NewTimer(busy)
+		defer timer.Stop()
+		<-timer.C
+		out.Fail(inference.Errorf(inference.CodeOverloaded, "busy"))
+		return &inference.Record{Request: req}
+	})
+	for name, c := range map[string]struct {
+		request string
+		least   time.Duration
+	}{
+		"refused by the gateway": {post("/v1/chat/completions", chat), busy},
+		"chunked body":           {chunked(chat, 10), busy},
+		"refused by its body":    {post("/v1/chat/completions", "{"), 0},
+		"refused by its head":    {post("/v1/unknown", "{}"), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := r.ask(c.request)
+			text := a.Header.Get("X-Spillway-Server-Ms")
+			_, decimals, _ := strings.Cut(text, ".")
+			ms, err := strconv.ParseFloat(text, 64)
+			if err != nil || len(decimals) != 3 || ms < float64(c.least)/float64(time.Millisecond) || ms > 10_000 {
+				t.Errorf("got %q, want milliseconds with three decimals, at least %v", text, c.least)
+			}
+		})
+	}
+	if h := newRig(t, nil, nil).ask(post("/v1/chat/completions", chat)).Header; h.Get("X-Spillway-Server-Ms") != "" {
+		t.Error("an answer that is no refusal has it too")
+	}
+}
+
+func TestHints(t *testing.T) {
+	type hints struct {
+		DegradeOK      bool
+		Retry          int
+		Ticket         string
+		Wait, Patience time.Duration
+	}
+	r := newRig(t, nil, nil)
+	for _, c := range []struct {
+		fields []string
+		body   string
+		want   hints
+	}{
+		{nil, chat, hints{}},
+		{[]string{"X-Spillway-Degrade: ok"}, chat, hints{DegradeOK: true}},
+		{[]string{"X-Spillway-Degrade: yes"}, chat, hints{}},
+		{[]string{"X-Stainless-Retry-Count: 2"}, chat, hints{Retry: 2}},
+		{[]string{"x-stainless-retry-count: 100000"}, chat, hints{Retry: 100}},
+		{[]string{"X-Stainless-Retry-Count: -1"}, chat, hints{}},
+		{[]string{"X-Stainless-Retry-Count: 1", "X-Stainless-Retry-Count: 2"}, chat, hints{}},
+		{[]string{"X-Retry-Ticket: v1.abc~"}, chat, hints{Ticket: "v1.abc~"}},
+		{[]string{"X-Retry-Ticket: " + strings.Repeat("a", 256)}, chat, hints{Ticket: strings.Repeat("a", 256)}},
+		{[]string{"X-Retry-Ticket: " + strings.Repeat("a", 257)}, chat, hints{}},
+		{[]string{"X-Retry-Ticket: a b"}, chat, hints{}},
+		{[]string{"X-Retry-Ticket: \u00e9"}, chat, hints{}},
+		{[]string{"X-Request-Timeout: 5"}, chat, hints{Wait: 5 * time.Second}},
+		{[]string{"X-Request-Timeout: 5"}, stream, hints{Wait: 5 * time.Second}},
+		{[]string{"X-Request-Timeout: 500"}, stream, hints{Wait: time.Minute}},
+		{[]string{"X-Stainless-Timeout: 600"}, chat, hints{Patience: 10 * time.Minute}},
+		{[]string{"X-Stainless-Read-Timeout: 2.5", "X-Stainless-Timeout: 3"}, stream, hints{Patience: 2500 * time.Millisecond}},
+		{[]string{"X-Stainless-Read-Timeout: NOT_GIVEN"}, chat, hints{}},
+		{[]string{"X-Stainless-Timeout: 1e-30"}, chat, hints{}},
+	} {
+		if a := r.ask(post("/v1/chat/completions", c.body, c.fields...)); a.StatusCode != 200 {
+			t.Errorf("%q: got %d", c.fields, a.StatusCode)
+		}
+		req := r.last()
+		if got := (hints{req.DegradeOK, req.Retry, req.Ticket, req.Wait, req.Patience}); got != c.want {
+			t.Errorf("%q: got %+v, want %+v", c.fields, got, c.want)
+		}
+	}
+}
+
+func TestTimeoutsOfSDKsOnlyShortenAnswersInOnePiece(t *testing.T) {
+	r := newRig(t, nil, nil)
+	for _, c := range []struct {
+		fields []string
+		body   string
+		want   time.Duration
+	}{
+		{[]string{"X-Stainless-Timeout: 600"}, chat, time.Minute},
+		{[]string{"X-Stainless-Timeout: 6"}, chat, 6 * time.Second},
+		{[]string{"X-Stainless-Read-Timeout: 6"}, chat, 6 * time.Second},
+		{[]string{"X-Stainless-Read-Timeout: 6", "X-Stainless-Timeout: 5", "X-Request-Timeout: 7"}, chat, 5 * time.Second},
+		{[]string{"X-Stainless-Read-Timeout: 60", "X-Request-Timeout: 7"}, chat, 7 * time.Second},
+		{[]string{"X-Stainless-Read-Timeout: 6"}, stream, time.Minute}, // it is the longest silence of a stream, not its end
+	} {
+		if a := r.ask(post("/v1/chat/completions", c.body, c.fields...)); a.StatusCode != 200 {
+			t.Errorf("%q: got %d", c.fields, a.StatusCode)
+		}
+		if got := r.last().Deadline.Sub(r.last().Received); got != c.want {
+			t.Errorf("%q: got %v, want %v", c.fields, got, c.want)
+		}
 	}
 }
 

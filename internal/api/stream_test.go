@@ -230,6 +230,28 @@ func TestKeepAliveComments(t *testing.T) {
 	}
 }
 
+func TestARefusalBehindTheGraceIsAFrame(t *testing.T) {
+	e := inference.Errorf(inference.CodeOverloaded, "the servers are busy")
+	e.RetryAfter, e.Ticket, e.Position = 3*time.Second, "v1.abc", 4 // there is no header left to say so
+	for _, s := range []inference.Surface{inference.Chat, inference.Completions, inference.Messages, inference.Responses} {
+		t.Run(s.String(), func(t *testing.T) {
+			r := newRig(t, nil, events([]string{": keep-alive\n", ": keep-alive\n"}, e))
+			c := r.dial()
+			c.send(post(s.Path(), strings.Replace(bodyFor(s), `{`, `{"stream":true,`, 1)))
+			head, chunks, ended := c.raw()
+			want := ": keep-alive\n: keep-alive\n" + `data: {"error":{"message":"the servers are busy","type":"server_error","param":null,"code":"server_is_overloaded"}}` + "\n\n"
+			if s == inference.Messages {
+				want = ": keep-alive\n: keep-alive\nevent: error\n" + `data: {"type":"error","error":{"type":"overloaded_error","message":"the servers are busy"},"request_id":"` + head.Get("X-Request-Id") + `"}` + "\n\n"
+			}
+			if got := strings.Join(chunks, ""); got != want || ended || head.Get("Retry-After") != "" {
+				t.Errorf("ended %v, got %q, want %q", ended, got, want)
+			}
+			c.Close()
+			r.idle()
+		})
+	}
+}
+
 func TestASlowReaderIsCut(t *testing.T) {
 	for name, request := range asks() {
 		t.Run(name, func(t *testing.T) { slowReader(t, request) })

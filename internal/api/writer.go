@@ -25,6 +25,7 @@ type writer struct {
 	req     *inference.Request
 	stall   time.Duration
 	armed   time.Time // when the write deadline was set last
+	read    time.Time // when the body had been read; zero when it was not
 	begun   bool
 	stream  bool
 	aborted bool // the connection must not end cleanly
@@ -84,7 +85,11 @@ func (w *writer) Fail(e *inference.Error) {
 	body := errorBody(w.req.Surface, e, w.req.ID)
 	if !w.begun {
 		h := w.w.Header()
-		setErrorHeader(h, e)
+		from := w.read
+		if from.IsZero() { // refused by its head
+			from = w.req.Received
+		}
+		setErrorHeader(h, e, time.Since(from))
 		h.Set("Content-Type", "application/json")
 		h.Set("Content-Length", strconv.Itoa(len(body)))
 		w.begun = true
