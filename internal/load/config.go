@@ -139,6 +139,8 @@ type Class struct {
 	APIKey string `yaml:"api_key"`
 	// TTFT replaces the SLO's bound on the time to first token; 0 keeps it. Servers are not told.
 	TTFT time.Duration `yaml:"ttft"`
+	// Patience is how long a client waits for the first token of a stream, from the instant of each attempt, before it goes away for good; 0 is as long as for the whole answer.
+	Patience time.Duration `yaml:"patience"`
 }
 
 // Tenant is one paying client.

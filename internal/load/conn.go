@@ -102,6 +102,16 @@ func (t *transport) open(ctx context.Context, ep *endpoint, deadline time.Time) 
 	return c, nil
 }
 
+// extend moves the deadline of a connection in use, unless all have been
+// interrupted. A connection that is lost shows with the next read.
+func (t *transport) extend(c *conn, deadline time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.mu.stopped {
+		_ = c.nc.SetDeadline(deadline)
+	}
+}
+
 // instance is the counters of this endpoint as an instance.
 func (ep *endpoint) instance(l *Live) *instance {
 	in := ep.self.Load()

@@ -3,6 +3,7 @@ package load_test
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -214,6 +215,55 @@ func TestDrain(t *testing.T) {
 		}
 		time.Sleep(2 * time.Hour) // the server's own end
 	})
+}
+
+// TestPatience: a client that gets no token in time goes away for good; one that
+// does stays as long as clients do, and so does one that gets its answer in one
+// piece.
+func TestPatience(t *testing.T) {
+	const s, ms = time.Second, time.Millisecond
+	tests := map[string]struct {
+		first    time.Duration
+		streamed float64
+		whole    bool
+		end      time.Duration
+	}{
+		"goes away":    {2*s + ms, 1, false, 2 * s},
+		"just in time": {2*s - ms, 1, true, 62*s - ms},
+		"one piece":    {2*s + ms, 0, true, 62*s + ms},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &piped{start: time.Now(), answer: func(_ int, w io.Writer) {
+					time.Sleep(tt.first)
+					if tt.streamed == 0 {
+						time.Sleep(time.Minute)
+						const whole = `{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}`
+						fmt.Fprintf(w, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(whole), whole)
+						return
+					}
+					io.WriteString(w, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"+token)
+					time.Sleep(time.Minute)
+					io.WriteString(w, finish+done)
+				}}
+				cfg := config("http://server", 1)
+				cfg.Request.Streamed = tt.streamed
+				cfg.Client.Retries, cfg.Client.Timeout = 2, 10*time.Minute
+				cfg.Classes = []load.Class{{Name: "vip", Share: 1, Patience: 2 * s}}
+				cfg.Schedule.Profile = "2/s:500ms" // one request, at 250 ms
+				var got outcomes
+				run(t, cfg, load.Options{Dial: p.dial, Outcome: got.add})
+				if len(got.all) != 1 {
+					t.Fatalf("%d attempts, want 1", len(got.all))
+				}
+				if o := got.all[0]; o.Whole != tt.whole || o.End != 250*ms+tt.end {
+					t.Errorf("whole %v at %v (%s), want %v at %v", o.Whole, o.End, o.Code, tt.whole, 250*ms+tt.end)
+				}
+				time.Sleep(2 * time.Hour) // the server's own end
+			})
+		})
+	}
 }
 
 // TestClassSLO: a class with its own bound on TTFT is judged by it.

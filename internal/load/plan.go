@@ -24,6 +24,7 @@ type job struct {
 	prompt        prompt
 	output        int // the true length of the answer, in tokens
 	stream        bool
+	patience      time.Duration // 0 is without end
 }
 
 // recent is how many prompts back a repeated one may lie.
@@ -113,7 +114,7 @@ func (p *planner) identify(j *job) {
 	key, tell := p.cfg.Target.APIKey, ""
 	if n := len(p.cfg.Classes); n > 0 {
 		c := p.cfg.Classes[pick(n, p.draws.Float64(), func(i int) float64 { return p.cfg.Classes[i].Share })]
-		j.class, tell = c.Name, c.Name
+		j.class, tell, j.patience = c.Name, c.Name, c.Patience
 		if c.APIKey != "" {
 			key, tell = c.APIKey, ""
 		}

@@ -30,8 +30,9 @@ type state struct {
 	gaps   gaps
 	body   body
 	events wire.EventReader
-	event  []byte // the event reader's buffer
-	text   []byte // request, then an answer in one piece
+	event  []byte    // the event reader's buffer
+	text   []byte    // request, then an answer in one piece
+	rest   time.Time // the end of the client's time, where its patience ends before
 }
 
 // result is how one attempt ended.
@@ -131,9 +132,14 @@ func (g *Generator) attempt(ctx context.Context, st *state, j job, a *attempt) r
 	if a.n == 0 {
 		g.rec.sent(a.sent - j.due)
 	}
-	c, err := g.transport.open(ctx, ep, a.deadline)
+	deadline := a.deadline
+	st.rest = time.Time{}
+	if early := g.live.start.Add(a.at + j.patience); j.patience > 0 && j.stream && early.Before(deadline) {
+		deadline, st.rest = early, deadline
+	}
+	c, err := g.transport.open(ctx, ep, deadline)
 	if err != nil {
-		if !time.Now().Before(a.deadline) {
+		if !time.Now().Before(deadline) {
 			return result{code: codeTimeout}
 		}
 		return result{code: codeConnect, retry: true}
@@ -323,6 +329,9 @@ func (g *Generator) token(st *state, in *instance) {
 		st.gaps.add(int64(now-o.last), g.rec)
 	} else {
 		o.hasDelta, o.first = true, now
+		if !st.rest.IsZero() { // it stays now
+			g.transport.extend(st.body.c, st.rest)
+		}
 		in.begun.Add(1)
 		in.open.Add(1)
 	}

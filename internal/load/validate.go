@@ -156,6 +156,7 @@ func (c Config) validateMix(m *mistakes) {
 		m.check(k.Share > 0, key+".share", "must be > 0, got %g", k.Share)
 		m.header(k.APIKey, key+".api_key")
 		m.check(k.TTFT >= 0, key+".ttft", "must be >= 0, got %s", k.TTFT)
+		m.check(k.Patience >= 0, key+".patience", "must be >= 0, got %s", k.Patience)
 	}
 	m.check(len(c.Tenants) <= maxNames, "tenants", "must be at most %d", maxNames)
 	clear(seen)
