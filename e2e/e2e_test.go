@@ -32,7 +32,7 @@ import (
 )
 
 // cases are what every SDK goes through, by the names that the drivers know.
-var cases = []string{"models", "chat", "stream", "extra", "embeddings", "unknown", "bad", "busy", "cut", "wait", "leave"}
+var cases = []string{"models", "chat", "stream", "extra", "rebuilt", "embeddings", "unknown", "bad", "busy", "cut", "wait", "leave"}
 
 // result is what a driver says of one case; fields that do not apply are absent.
 type result struct {
@@ -72,7 +72,7 @@ var sdks = map[string]sdk{
 	"openai-python":  {command: python, base: "/v1"},
 	"openai-go-v1":   {command: goDriver("v1"), base: "/v1/"},
 	"openai-go-v3":   {command: goDriver("v3"), base: ""}, // DeepSeek's base URL has no /v1
-	"anthropic-node": {command: node("anthropic.mjs", "@anthropic-ai/sdk"), anthropic: true, without: []string{"models", "embeddings"}},
+	"anthropic-node": {command: node("anthropic.mjs", "@anthropic-ai/sdk"), anthropic: true, without: []string{"models", "rebuilt", "embeddings"}},
 }
 
 func TestSDK(t *testing.T) {
@@ -130,6 +130,8 @@ func (st *stack) check(t *testing.T, s sdk, r *result) {
 		}
 	case "extra":
 		st.checkExtra(t, s, r)
+	case "rebuilt":
+		st.checkRebuilt(t, r)
 	case "embeddings":
 		if r.Length == 0 {
 			t.Error("no embedding")
@@ -195,6 +197,29 @@ func (st *stack) checkExtra(t *testing.T, s sdk, r *result) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" || len(body.Tools) != 1 {
 		t.Errorf("%d tools reached the upstream; vendor_field (-want +got):\n%s", len(body.Tools), diff)
+	}
+}
+
+// checkRebuilt judges an answer in one piece that the gateway put together from a
+// stream: the server gives nothing else.
+func (st *stack) checkRebuilt(t *testing.T, r *result) {
+	t.Helper()
+	want := result{Case: r.Case, Tool: "weather", Arguments: `{"city":"Kyiv"}`, Reasoning: "thinking", Unknown: "kept", Finish: "tool_calls", Usage: 9}
+	if diff := cmp.Diff(want, *r); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	var body struct {
+		Stream  bool              `json:"stream"`
+		Tools   []json.RawMessage `json:"tools"`
+		Options struct {
+			Usage bool `json:"include_usage"`
+		} `json:"stream_options"`
+	}
+	if err := json.Unmarshal(st.asked("chunks"), &body); err != nil {
+		t.Fatal(err)
+	}
+	if !body.Stream || !body.Options.Usage || len(body.Tools) != 1 {
+		t.Errorf("the upstream was asked %+v, want a stream with its usage", body)
 	}
 }
 
@@ -443,6 +468,17 @@ const (
 		`"content":[{"type":"tool_use","id":"c1","name":"weather","input":{"city":"Kyiv"}}],"usage":{"input_tokens":5,"output_tokens":1}}`
 )
 
+// chunks are a stream with a call of a tool and fields that the gateway does not
+// know.
+var chunks = []string{
+	`{"id":"x","object":"chat.completion.chunk","created":1,"model":"chunks","vendor_answer":"kept","choices":[{"index":0,"delta":{"reasoning_content":"think"},"finish_reason":null}]}`,
+	`{"id":"x","object":"chat.completion.chunk","created":1,"model":"chunks","vendor_answer":"kept","choices":[{"index":0,"delta":{"reasoning_content":"ing"},"finish_reason":null}]}`,
+	`{"id":"x","object":"chat.completion.chunk","created":1,"model":"chunks","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c1","type":"function","function":{"name":"weather","arguments":""}}]},"finish_reason":null}]}`,
+	`{"id":"x","object":"chat.completion.chunk","created":1,"model":"chunks","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{\"city\":"}}]},"finish_reason":null}]}`,
+	`{"id":"x","object":"chat.completion.chunk","created":1,"model":"chunks","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\"Kyiv\"}"}}]},"finish_reason":"tool_calls"}]}`,
+	`{"id":"x","object":"chat.completion.chunk","created":1,"model":"chunks","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9,"total_tokens":14}}`,
+}
+
 // scripts are the model servers whose answers are fixed, by model.
 func (st *stack) scripts() map[string]func(*testkit.Exchange) bool {
 	messages := func(x *testkit.Exchange) bool { return strings.HasSuffix(x.Request.URL.Path, "/messages") }
@@ -454,6 +490,17 @@ func (st *stack) scripts() map[string]func(*testkit.Exchange) bool {
 			} else {
 				x.JSON(200, chatAnswer)
 			}
+			return true
+		},
+		"chunks": func(x *testkit.Exchange) bool {
+			st.keep("chunks", x.Body)
+			x.Stream()
+			x.Role()
+			for _, c := range chunks {
+				x.Chunk("data: " + c + "\n\n")
+			}
+			x.Chunk(testkit.DoneEvent)
+			x.End()
 			return true
 		},
 		"bad": func(x *testkit.Exchange) bool {

@@ -37,12 +37,8 @@ const run = {
     return { content: r.choices[0].message.content, finish: r.choices[0].finish_reason, usage: r.usage.completion_tokens };
   },
   stream: () => stream(ask("sim", { stream_options: { include_usage: true } })),
-  async extra() {
-    const tools = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
-    const r = await client.chat.completions.create(ask("tools", { tools, vendor_field: { deep: [1, 2.50, "x"] } }));
-    const m = r.choices[0].message;
-    return { tool: m.tool_calls[0].function.name, arguments: m.tool_calls[0].function.arguments, reasoning: m.reasoning_content, unknown: r.vendor_answer };
-  },
+  extra: () => tool("tools", { vendor_field: { deep: [1, 2.50, "x"] } }),
+  rebuilt: () => tool("chunks"),
   async embeddings() {
     const r = await client.embeddings.create({ model: "sim", input: "hello" });
     return { length: r.data[0].embedding.length };
@@ -54,6 +50,18 @@ const run = {
   wait: () => stream(ask("wait")),
   leave: () => stream(ask("sim", { max_tokens: 4000 }), { headers: { "X-Engine-Output-Tokens": "4000" } }, 3),
 };
+
+// tool asks for a call of a tool in one piece.
+async function tool(model, more = {}) {
+  const tools = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
+  const r = await client.chat.completions.create(ask(model, { tools, ...more }));
+  const m = r.choices[0].message;
+  const call = m.tool_calls[0].function;
+  return {
+    tool: call.name, arguments: call.arguments, reasoning: m.reasoning_content, unknown: r.vendor_answer,
+    finish: r.choices[0].finish_reason, usage: r.usage.completion_tokens,
+  };
+}
 
 async function failing(call) {
   try {

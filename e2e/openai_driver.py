@@ -50,12 +50,20 @@ def chat():
     return {"content": r.choices[0].message.content, "finish": r.choices[0].finish_reason, "usage": r.usage.completion_tokens}
 
 
-def extra():
+def tool(model, **more):
+    """Asks for a call of a tool in one piece."""
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
-    r = client.chat.completions.create(**ask("tools", tools=tools), extra_body={"vendor_field": {"deep": [1, 2.50, "x"]}})
+    r = client.chat.completions.create(**ask(model, tools=tools), **more)
     m = r.choices[0].message
     call = m.tool_calls[0].function
-    return {"tool": call.name, "arguments": call.arguments, "reasoning": m.reasoning_content, "unknown": r.vendor_answer}
+    return {
+        "tool": call.name,
+        "arguments": call.arguments,
+        "reasoning": m.reasoning_content,
+        "unknown": r.vendor_answer,
+        "finish": r.choices[0].finish_reason,
+        "usage": r.usage.completion_tokens,
+    }
 
 
 def embeddings():
@@ -66,7 +74,8 @@ run = {
     "models": models,
     "chat": chat,
     "stream": lambda: stream(ask("sim", stream_options={"include_usage": True})),
-    "extra": extra,
+    "extra": lambda: tool("tools", extra_body={"vendor_field": {"deep": [1, 2.50, "x"]}}),
+    "rebuilt": lambda: tool("chunks"),
     "embeddings": embeddings,
     "unknown": lambda: failing(lambda: client.chat.completions.create(**ask("nobody"))),
     "bad": lambda: failing(lambda: client.chat.completions.create(**ask("bad"))),

@@ -60,6 +60,22 @@ func cases(baseURL string) map[string]func(*drive.Result) error {
 		r.Raise(s.Err())
 		return nil
 	}
+	// tool asks for a call of a tool in one piece.
+	tool := func(r *drive.Result, model string, o ...option.RequestOption) error {
+		p := ask(model, 12)
+		p.Tools = []openai.ChatCompletionToolParam{{Function: shared.FunctionDefinitionParam{
+			Name: "weather", Parameters: shared.FunctionParameters{"type": "object", "properties": map[string]any{}},
+		}}}
+		a, err := client.Chat.Completions.New(ctx, p, o...)
+		if err != nil {
+			return err
+		}
+		m := a.Choices[0].Message
+		r.Tool, r.Arguments = m.ToolCalls[0].Function.Name, m.ToolCalls[0].Function.Arguments
+		r.Reasoning, r.Unknown = drive.Text(m.JSON.ExtraFields["reasoning_content"].Raw()), drive.Text(a.JSON.ExtraFields["vendor_answer"].Raw())
+		r.Finish, r.Usage = a.Choices[0].FinishReason, a.Usage.CompletionTokens
+		return nil
+	}
 	return map[string]func(*drive.Result) error{
 		"models": func(r *drive.Result) error {
 			page, err := client.Models.List(ctx)
@@ -85,19 +101,9 @@ func cases(baseURL string) map[string]func(*drive.Result) error {
 			return stream(r, p, 0)
 		},
 		"extra": func(r *drive.Result) error {
-			p := ask("tools", 12)
-			p.Tools = []openai.ChatCompletionToolParam{{Function: shared.FunctionDefinitionParam{
-				Name: "weather", Parameters: shared.FunctionParameters{"type": "object", "properties": map[string]any{}},
-			}}}
-			a, err := client.Chat.Completions.New(ctx, p, option.WithJSONSet("vendor_field", map[string]any{"deep": []any{1, 2.5, "x"}}))
-			if err != nil {
-				return err
-			}
-			m := a.Choices[0].Message
-			r.Tool, r.Arguments = m.ToolCalls[0].Function.Name, m.ToolCalls[0].Function.Arguments
-			r.Reasoning, r.Unknown = drive.Text(m.JSON.ExtraFields["reasoning_content"].Raw()), drive.Text(a.JSON.ExtraFields["vendor_answer"].Raw())
-			return nil
+			return tool(r, "tools", option.WithJSONSet("vendor_field", map[string]any{"deep": []any{1, 2.5, "x"}}))
 		},
+		"rebuilt": func(r *drive.Result) error { return tool(r, "chunks") },
 		"embeddings": func(r *drive.Result) error {
 			a, err := client.Embeddings.New(ctx, openai.EmbeddingNewParams{
 				Model: "sim", Input: openai.EmbeddingNewParamsInputUnion{OfString: openai.String("hello")},
