@@ -19,7 +19,6 @@ type Limits struct {
 type Signals struct {
 	Gap       time.Duration // mean time per output token of the streams
 	Gaps      float64       // number of gaps behind Gap
-	Late      int64         // gaps of more than ten times the mean
 	Firsts    int64         // first tokens
 	First     time.Duration // mean time from dispatch to first token
 	Ahead     float64       // mean of the prompt tokens outstanding at dispatch, the request's own included
@@ -79,8 +78,10 @@ const (
 	enoughFirsts  = 16     // first tokens behind a judgement
 	blockedRatio  = 1.35   // of the time that prompts explain, above which they stand still
 	clearRatio    = 2.0    // the same for a single period
+	clearFirsts   = 3      // first tokens behind such a period
+	memoryForgets = 120.0  // seconds without a sign after which the limit is dropped
 	memoryShare   = 0.93   // of the tokens held when memory was full
-	memorySettles = 4.0    // seconds after which a lower limit has shown what it does
+	memorySettles = 2.0    // seconds after which a lower limit has shown what it does
 	slowestGrowth = 0.0005 // of the memory's limit, a period
 	fastestGrowth = 0.05
 	growthDoubles = 10.0 // seconds without a sign that memory is full
@@ -103,10 +104,12 @@ type Learned struct {
 	limit  float64
 	share  float64
 	peak   float64 // prompt tokens a second
-	first  float64 // lowest mean time to first token, seconds
+	first  float64 // lowest mean time to first token that prompts do not explain, seconds
+	began  bool    // first is known
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
 
+	suspect         int     // judgements in a row that memory is full
 	calm            float64 // seconds since memory was full
 	read, reading   float64 // prompt tokens, and the seconds in which there were any to read
 	prompts         float64 // prompts that were read in them
@@ -129,7 +132,7 @@ func (*Learned) Ended(*Ended) {}
 func (l *Learned) Next(s *Signals) Limits {
 	if s.Recovered { // what it could do it may not do yet
 		l.limit = max(floorLimit, l.limit/8)
-		l.peak, l.first = 0, 0
+		l.peak, l.first, l.began = 0, 0, false
 	}
 	l.prefill(s)
 	if s.Provider {
@@ -226,33 +229,40 @@ func (l *Learned) judge(s *Signals) {
 
 // hold learns how many tokens fit into the instance's memory. An engine whose
 // memory is full (or whose batch is) leaves prompts standing: their first tokens
-// come later than the prompts ahead of them and one step explain. And it preempts
-// sequences, which then stand still for many gaps.
+// come later than the prompts ahead of them and one step explain. One such period
+// may be a hiccup of the machine; two in a row are believed.
 func (l *Learned) hold(s *Signals) {
+	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
 	l.firsts += float64(s.Firsts)
 	l.took += float64(s.Firsts) * s.First.Seconds()
-	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
 	l.explained += float64(s.Firsts) * explained
-	blocked := s.Firsts >= 3 && l.peak > 0 && s.First.Seconds() > clearRatio*explained
+	blocked := s.Firsts >= clearFirsts && l.peak > 0 && s.First.Seconds() > clearRatio*explained
 	if l.firsts >= enoughFirsts {
-		blocked = blocked || l.peak > 0 && l.took > blockedRatio*l.explained
+		if blocked = blocked || l.peak > 0 && l.took > blockedRatio*l.explained; !blocked {
+			l.suspect = 0
+		}
 		l.firsts, l.took, l.explained = 0, 0, 0
+	}
+	if blocked {
+		l.suspect++
 	}
 	l.calm += period.Seconds()
 	switch {
-	case (s.Late >= 2 || blocked) && (l.memory == 0 || l.calm > memorySettles):
+	case blocked && (l.memory == 0 && l.suspect >= 2 || l.memory > 0 && l.calm > memorySettles):
 		used := s.Context - s.Standing
 		if l.memory > 0 {
 			used = min(used, l.memory)
 		}
 		l.memory, l.calm = memoryShare*used, 0
+	case l.calm > memoryForgets:
+		l.memory = 0
 	case l.memory > 0 && s.Context > 0.97*l.memory:
 		l.memory *= 1 + min(slowestGrowth*math.Exp2(l.calm/growthDoubles), fastestGrowth)
 	}
 }
 
 // prefill learns the rate of prefill, while there is something to read, and the
-// least time that it takes. A rate is taken over several prompts, because a prompt
+// least delay beside it. A rate is taken over several prompts, because a prompt
 // counts when its last token is read. It rises quicker than it falls: an instance
 // whose memory is full reads slowly, and is to be found out by that.
 func (l *Learned) prefill(s *Signals) {
@@ -271,9 +281,10 @@ func (l *Learned) prefill(s *Signals) {
 		l.peak += share * (rate - l.peak)
 		l.read, l.reading, l.prompts = 0, 0, 0
 	}
-	if first := s.First.Seconds(); s.Firsts > 0 {
-		if l.first *= 1.0005; l.first == 0 || first < l.first {
-			l.first = first
+	if s.Firsts > 0 && l.peak > 0 {
+		first := max(0, s.First.Seconds()-l.prefillTime(s.Ahead))
+		if l.first *= 1.0005; !l.began || first < l.first {
+			l.began, l.first = true, first
 		}
 	}
 }
@@ -287,9 +298,9 @@ func (l *Learned) prefillTime(tokens float64) float64 {
 }
 
 // window is the budget of outstanding prompt tokens: what the instance reads in an
-// eighth of the budget, but no less than what is on its way at that rate when
-// nothing queues (the product of bandwidth and delay), a quarter more so that a
-// rate which the window holds down shows itself.
+// eighth of the budget, but no less than what is on its way at that rate (the
+// product of bandwidth and delay), a quarter more so that a rate which the window
+// holds down shows itself.
 func (l *Learned) window(s *Signals) float64 {
 	return max(smallestWin, windowShare*s.TTFT.Seconds()*l.peak, 1.25*l.first*l.peak)
 }

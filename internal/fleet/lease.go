@@ -122,13 +122,7 @@ const (
 // watches and the gap that admission learns from.
 func (l *Lease) Token(now time.Time) {
 	at := now.UnixNano()
-	live := l.Instance.Live
-	live.alive(at)
-	if gap := at - l.last; gap > foldAfter {
-		if mean := live.pulse.gap.Load(); mean > 0 && gap > lateGaps*mean {
-			live.meter.late.Add(1)
-		}
-	}
+	l.Instance.Live.alive(at)
 	l.last = at
 	l.total++
 	if l.events++; l.events >= foldEvents || at-l.folded >= foldAfter {

@@ -12,7 +12,6 @@ import (
 type Meter struct {
 	gaps       atomic.Int64
 	gapNanos   atomic.Int64
-	late       atomic.Int64
 	firsts     atomic.Int64
 	firstNanos atomic.Int64
 	ahead      atomic.Int64
@@ -31,7 +30,6 @@ type Meter struct {
 type Reading struct {
 	Gaps     int64         // gaps between two events of a stream
 	GapTime  time.Duration // their sum
-	Late     int64         // gaps of more than lateGaps times the mean: the sequence stood still
 	Firsts   int64         // first tokens
 	FirstAll time.Duration // sum of the times from the lease to the first token
 	Ahead    int64         // sum over first tokens of the prompt tokens outstanding when the lease was taken, its own included
@@ -42,10 +40,6 @@ type Reading struct {
 	Ended    int64         // streams that ended whole and were judged
 	Slow     int64         // those of them whose time per token was over its objective
 }
-
-// lateGaps is how many mean gaps make a gap late. An engine that runs out of KV
-// memory preempts sequences, which then stand still for a whole recompute.
-const lateGaps = 10
 
 // Layout of the record of when unanswered leases were taken: a minute in tenths of
 // a second, so that it costs one atomic add at each end.
@@ -63,7 +57,7 @@ func (m *Meter) Read(now int64) Reading {
 	}
 	return Reading{
 		Reading: time.Duration(reading),
-		Gaps:    m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()), Late: m.late.Load(),
+		Gaps:    m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()),
 		Firsts: m.firsts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
 		Prompt: m.prefilled.Load(), Context: m.context.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
 	}
