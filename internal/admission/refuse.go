@@ -90,19 +90,27 @@ func (l *lane) predict(now time.Time, w *Waiter, set *settings) time.Duration {
 const slowestRate = 0.02
 
 // rate is how many requests of a class the lane sends a second while they wait: as
-// measured while they did, and no less than its share of the whole.
+// measured, where the class has waited long enough to measure it; else no less
+// than its share of the whole.
 func (l *lane) rate(c inference.Class, set *settings) float64 {
+	q := &l.class[c]
+	measured := q.backlog.perSecond()
+	if q.backlog.time >= steadyBacklog {
+		return max(measured, slowestRate)
+	}
 	total, weights := 0.0, 0.0
 	for _, other := range shared {
-		q := &l.class[other]
-		total += q.flow.perSecond
-		if other == c || q.n > 0 {
+		total += l.class[other].flow.perSecond
+		if other == c || l.class[other].n > 0 {
 			weights += set.weight[other]
 		}
 	}
-	guaranteed := total * set.weight[c] / weights
-	return max(l.class[c].backlog.perSecond(), l.class[c].flow.perSecond, guaranteed, slowestRate)
+	return max(measured, q.flow.perSecond, total*set.weight[c]/weights, slowestRate)
 }
+
+// steadyBacklog is the time of waiting, out of the last few seconds, from which a
+// measured rate stands alone, in seconds.
+const steadyBacklog = 1.0
 
 // claim says whether the request comes back with a ticket that is due, by the
 // ticket itself or by its tenant and body. The caller holds mu.
