@@ -70,6 +70,17 @@ func (l *Lease) Connected(d time.Duration) {
 	}
 }
 
+// AsStream says that the instance is asked for a stream although the client wants
+// an answer in one piece, so that its times count among those of streams. It is
+// called before Sent.
+func (l *Lease) AsStream() { l.stream = true }
+
+// Stream says whether the instance is asked for a stream.
+func (l *Lease) Stream() bool { return l.stream }
+
+// Answered says whether the first token, or a whole answer, has come.
+func (l *Lease) Answered() bool { return l.answered }
+
 // Sent says that the request was sent and waits for its first byte.
 func (l *Lease) Sent(now time.Time) {
 	l.sent = true

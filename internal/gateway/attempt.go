@@ -188,8 +188,10 @@ func (f *flight) await(a *attempt) (*attempt, error) {
 		if errors.Is(err, inference.ErrNotYet) && now.Before(f.req.Deadline) {
 			if err = f.keepAlive(now); err == nil {
 				if !hedgeAt.IsZero() && !now.Before(hedgeAt) {
-					if second := f.second(a); second != nil {
-						return f.race(a, second)
+					if !a.lease.Answered() { // an answer that is rebuilt from a stream may be under way
+						if second := f.second(a); second != nil {
+							return f.race(a, second)
+						}
 					}
 					hedgeAt = time.Time{}
 				}

@@ -204,8 +204,9 @@ func (r *rig) seen(want ...string) {
 }
 
 const (
-	plain  = `{"model":"m","vendor":1,"messages":[{"role":"user","content":"hi"}]}` // not known, so it stays in one piece
-	stream = `{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}`
+	plain   = `{"model":"m","vendor":1,"messages":[{"role":"user","content":"hi"}]}` // not known, so it stays in one piece
+	rebuilt = `{"model":"m","messages":[{"role":"user","content":"hi"}]}`
+	stream  = `{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}`
 )
 
 // good answers as an instance in order does.
@@ -526,7 +527,7 @@ func TestRebuiltAnswers(t *testing.T) {
 		return false
 	}), testkit.NewInstance(t, good))
 	const want = `{"choices":[{"index":0,"message":{"role":"assistant","content":"hello world"},"finish_reason":"stop"}]}`
-	c := r.serve(context.Background(), strings.Replace(plain, `"vendor":1,`, "", 1), nil)
+	c := r.serve(context.Background(), rebuilt, nil)
 	if c.code(t, ""); c.body.String() != want || c.head.Stream || c.head.Length != int64(len(want)) {
 		t.Errorf("got %q, %+v", c.body.String(), c.head)
 	}
@@ -681,6 +682,32 @@ func TestHedgeIsNotWonByAnErrorFrame(t *testing.T) {
 	c.code(t, "")
 	if !strings.Contains(c.body.String(), "hello") {
 		t.Errorf("got %q", c.body.String())
+	}
+}
+
+func TestARebuiltAnswerIsNotHedgedBehindItsFirstToken(t *testing.T) {
+	var long atomic.Bool
+	script := func(x *testkit.Exchange) bool {
+		if !long.Load() {
+			return good(x)
+		}
+		x.Stream()
+		x.Delta("hello")
+		x.Gone(150 * time.Millisecond) // it takes longer than any hedge waits
+		x.Finish()
+		return true
+	}
+	r := newRig(t, func(c *gateway.Config) {
+		c.Hedge.Pools, c.Hedge.MinDelay = []string{"eu/gpu"}, 20*time.Millisecond
+	}, testkit.NewInstance(t, script), testkit.NewInstance(t, script))
+	warm(t, r, 30)
+	long.Store(true)
+	c := r.serve(context.Background(), rebuilt, nil)
+	if c.code(t, ""); !strings.Contains(c.body.String(), `"content":"hello"`) {
+		t.Errorf("got %q", c.body.String())
+	}
+	if rec := r.last(); len(rec.Attempts) != 1 {
+		t.Errorf("attempts: %+v", rec.Attempts)
 	}
 }
 

@@ -16,7 +16,7 @@ func (f *flight) hedgeAt(a *attempt) time.Time {
 	if !f.set.hedges(pool) || len(f.rec.Attempts)+1 >= f.set.Retry.Attempts {
 		return time.Time{}
 	}
-	q := pool.Live.TTFTQuantile(f.set.Hedge.Quantile, f.req.Stream)
+	q := pool.Live.TTFTQuantile(f.set.Hedge.Quantile, a.lease.Stream())
 	if q == 0 {
 		return time.Time{}
 	}

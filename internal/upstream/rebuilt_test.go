@@ -74,6 +74,9 @@ func TestAnswerIsRebuiltFromAStream(t *testing.T) {
 	if b := <-seen; b != strings.Replace(plainBody, "{", `{"stream":true,"stream_options":{"include_usage":true},`, 1) {
 		t.Errorf("asked %s", b)
 	}
+	if !lease.Stream() || !lease.Answered() {
+		t.Errorf("stream %v, answered %v; want both", lease.Stream(), lease.Answered())
+	}
 	if gaps, _ := lease.Pace(); gaps != 2 || lease.Instance.Live.TTFT() <= 0 {
 		t.Errorf("%d gaps were seen, first token after %v; want 2 and some time", gaps, lease.Instance.Live.TTFT())
 	}
@@ -144,8 +147,10 @@ func TestRebuiltAnswersFailAsAttempts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			limits := func(cfg *upstream.Config) { // for too large, a slow machine has to be fast enough
-				cfg.FirstTokenTimeout, cfg.StreamIdleTimeout = 300*time.Millisecond, 300*time.Millisecond
+			limits := func(cfg *upstream.Config) {
+				if c.open {
+					cfg.FirstTokenTimeout, cfg.StreamIdleTimeout = 300*time.Millisecond, 300*time.Millisecond
+				}
 			}
 			r := newRig(t, limits, func(x *testkit.Exchange) bool {
 				x.Stream()

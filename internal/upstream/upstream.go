@@ -215,6 +215,7 @@ func (c *Client) Open(ctx context.Context, req *inference.Request, lease *fleet.
 	a := &Answer{ctx: ctx, req: req, lease: lease, pool: p, start: time.Now()}
 	if req.Rebuild && p.cfg.Reassemble == ReassembleAuto && !lease.Instance.Pool.Provider {
 		a.rebuilt = new(rebuilt)
+		lease.AsStream()
 	}
 	if p.via != nil {
 		a.ex, a.stop = openPumped(ctx, a)
