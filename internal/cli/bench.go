@@ -33,6 +33,7 @@ ok or MISSED. The exit status is 1 when a requirement was missed.`,
 	for _, s := range bench.Scenarios() {
 		c.AddCommand(newScenario(env, s))
 	}
+	c.AddCommand(newOverload(env))
 	c.AddCommand(&cobra.Command{
 		Use:     "list",
 		Short:   "List the scenarios",
@@ -43,7 +44,7 @@ ok or MISSED. The exit status is 1 when a requirement was missed.`,
 					return err
 				}
 			}
-			return nil
+			return listOverload(env)
 		},
 	})
 	return c
