@@ -97,7 +97,7 @@ func (g *Gradient) median() time.Duration {
 
 // Ended implements Limiter. Answers that were cut do not count, refusals do, but
 // nothing that was sent before the last measurement began.
-func (g *Gradient) Ended(e *Ended) {
+func (g *Gradient) Ended(e Ended) {
 	before := e.Took > time.Duration(g.age+1)*period
 	if !e.Whole && !e.Busy || before || len(g.samples) == envoyWindow {
 		return
@@ -186,7 +186,7 @@ func (g *Gradient2) update(short float64) {
 }
 
 // Ended implements Limiter.
-func (g *Gradient2) Ended(e *Ended) {
+func (g *Gradient2) Ended(e Ended) {
 	if !e.Whole && !e.Busy || e.Took <= 0 {
 		return
 	}
@@ -207,7 +207,7 @@ func NewAIMD() *AIMD { return &AIMD{limit: netflixStart} }
 func (a *AIMD) Next(*Signals) Limits { return Limits{Requests: float64(a.limit)} }
 
 // Ended implements Limiter.
-func (a *AIMD) Ended(e *Ended) {
+func (a *AIMD) Ended(e Ended) {
 	switch {
 	case e.Busy || e.Whole && e.Took > aimdTimeout:
 		a.limit = int64(float64(a.limit) * aimdBackoff)

@@ -14,7 +14,7 @@ import (
 // end tells a limiter of n attempts that took equally long.
 func end(l admission.Limiter, n int, e admission.Ended) {
 	for range n {
-		l.Ended(&e)
+		l.Ended(e)
 	}
 }
 

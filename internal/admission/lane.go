@@ -2,11 +2,10 @@ package admission
 
 import (
 	"container/heap"
+	"hash/maphash"
 	"math"
 	"sync/atomic"
 	"time"
-
-	"github.com/cespare/xxhash/v2"
 
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/inference"
@@ -252,9 +251,9 @@ func (p *pool) charge(c inference.Class, tokens, weight float64) {
 	p.start[c] = start + tokens/weight
 }
 
-// laneKey identifies a lane.
-func laneKey(plan *fleet.Plan) uint64 {
-	key := xxhash.Sum64String(plan.Request.Model)
+// laneKey identifies a lane of the governor with the seed.
+func laneKey(seed maphash.Seed, plan *fleet.Plan) uint64 {
+	key := maphash.String(seed, plan.Request.Model)
 	for i := range plan.Candidates {
 		c := &plan.Candidates[i]
 		key = key*0x9e3779b97f4a7c15 ^ c.Pool.Hash

@@ -43,7 +43,7 @@ type Limiter interface {
 	// Next returns the limits until the next call, a period later.
 	Next(s *Signals) Limits
 	// Ended is told of each attempt that gave its lease back.
-	Ended(e *Ended)
+	Ended(e Ended)
 }
 
 // Ended is an attempt that gave its lease back.
@@ -126,7 +126,7 @@ func NewLearned() *Learned { return &Learned{limit: startLimit, share: startShar
 
 // Ended implements Limiter. The law needs no durations: they vary with the length
 // of answers and not with load.
-func (*Learned) Ended(*Ended) {}
+func (*Learned) Ended(Ended) {}
 
 // Next implements Limiter.
 func (l *Learned) Next(s *Signals) Limits {
@@ -312,4 +312,4 @@ type Static float64
 func (l Static) Next(*Signals) Limits { return Limits{Requests: float64(l)} }
 
 // Ended implements Limiter.
-func (Static) Ended(*Ended) {}
+func (Static) Ended(Ended) {}

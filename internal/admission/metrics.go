@@ -56,9 +56,13 @@ var waitBounds = []float64{0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30
 
 // newWaits makes the histogram of the time that requests waited for their slot.
 func newWaits() *prometheus.HistogramVec {
-	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "spillway_admission_wait_seconds", Help: "Time in the queue of requests that got a slot after waiting, by class.", Buckets: waitBounds,
 	}, []string{"class"})
+	for c := range classes {
+		v.WithLabelValues(inference.Class(c).String())
+	}
+	return v
 }
 
 // Describe implements prometheus.Collector.

@@ -4,8 +4,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
-
 	"github.com/spillway/spillway/internal/inference"
 )
 
@@ -115,15 +113,14 @@ const steadyBacklog = 1.0
 // claim says whether the request comes back with a ticket that is due, by the
 // ticket itself or by its tenant and body. The caller holds mu.
 func (g *Governor) claim(now time.Time, w *Waiter, set *settings) bool {
-	req, q := w.plan.Request, &w.lane.class[w.class]
-	if !set.Tickets.Enabled || req.Ticket == "" && len(q.pledges.out) == 0 {
+	req := w.plan.Request
+	if !set.Tickets.Enabled || req.Ticket == "" && g.mu.tickets == 0 {
 		return false
 	}
-	tenant := tenantHash(req)
 	if req.Ticket == "" {
-		return q.pledges.claim(now, tenant, bodyHash(req), 0)
+		return g.redeem(now, w, pledge{tenant: nameHash(req.Tenant), body: bodyHash(req)})
 	}
-	p, err := set.signer.read(req.Ticket, now, w.lane.key, req)
+	p, err := set.signer.read(req.Ticket, now, req)
 	if err != nil {
 		g.count.forged.Add(1)
 		return false
@@ -132,8 +129,21 @@ func (g *Governor) claim(now time.Time, w *Waiter, set *settings) bool {
 		return false
 	}
 	g.mu.spent[p.nonce] = p.due.Add(ticketExpiry)
-	q.pledges.claim(now, tenant, p.body, p.nonce) // another gateway's is not among ours
+	g.redeem(now, w, *p) // another gateway's is not among ours
 	return true
+}
+
+// redeem takes a ticket out of those that are out for the class of the model, in
+// whichever lane it was issued: the order of the pools may have changed since. The
+// caller holds mu.
+func (g *Governor) redeem(now time.Time, w *Waiter, p pledge) bool {
+	for _, l := range *g.lanes.Load() {
+		if l.model == w.lane.model && l.class[w.class].pledges.claim(now, p.tenant, p.body, p.nonce) {
+			g.mu.tickets--
+			return true
+		}
+	}
+	return false
 }
 
 // refuse words a refusal, with a ticket where a place can be kept. The caller
@@ -157,13 +167,13 @@ func (g *Governor) refuse(now time.Time, w *Waiter, set *settings, reason string
 // more than a second each second and outlive the burst. The caller holds mu.
 func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference.Error) {
 	req, q := w.plan.Request, &w.lane.class[w.class]
-	q.pledges.forget(now)
+	g.mu.tickets -= q.pledges.forget(now)
 	slot := time.Duration(float64(time.Second) / (set.Tickets.Share * w.lane.rate(w.class, set)))
 	begin := now.Add(min(e.Predicted, longestWait))
 	if q.pledges.next.After(begin) {
 		begin = q.pledges.next
 	}
-	tenant := xxhash.Sum64String(req.Tenant)
+	tenant := nameHash(req.Tenant)
 	if begin.Add(slot).Sub(now) > longestWait || len(q.pledges.out) >= set.Tickets.PerClass || q.pledges.of(tenant) >= set.Tickets.PerTenant {
 		return
 	}
@@ -171,14 +181,20 @@ func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference
 	due := begin.Add(time.Duration(rand.Float64() * float64(slot))).Truncate(time.Millisecond)
 	p := pledge{due: due, tenant: tenant, body: bodyHash(req), nonce: newNonce()}
 	q.pledges.out = append(q.pledges.out, p)
+	g.mu.tickets++
 	e.RetryAfter, e.NoRetry = max(due.Sub(now)+time.Millisecond, time.Millisecond), false
-	e.Ticket = set.signer.write(w.lane.key, w.class, &p)
+	e.Ticket = set.signer.write(req, &p)
 	g.count.issued[w.class].Add(1)
 }
 
-// expire refuses a waiter whose time is over. The caller holds mu.
+// expire refuses a waiter whose time is over, or whose class is shed. The caller
+// holds mu.
 func (g *Governor) expire(now time.Time, w *Waiter, set *settings) {
 	g.dequeue(now, w)
 	w.lane.pools[0].unmet += float64(w.plan.Tokens) + value(&w.lane.learned.output, firstOutput)
-	w.finish(nil, g.refuse(now, w, set, reasonExpired, w.lane.predict(now, w, set)))
+	reason := reasonExpired
+	if !now.After(w.latest) {
+		reason = reasonShed
+	}
+	w.finish(nil, g.refuse(now, w, set, reason, w.lane.predict(now, w, set)))
 }

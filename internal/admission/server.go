@@ -75,7 +75,7 @@ func (s *server) observe(l *fleet.Lease, now time.Time, gaps int64, sum time.Dur
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mu.limiter.Ended(&Ended{
+	s.mu.limiter.Ended(Ended{
 		Took: now.Sub(l.Start()), InFlight: l.Instance.Live.InFlight() + 1,
 		Busy: l.Verdict == inference.VerdictBusy, Whole: l.Verdict == inference.VerdictOK,
 	})

@@ -64,7 +64,7 @@ func (g *Governor) Tick(now time.Time) {
 	dt := now.Sub(g.mu.ticked).Seconds()
 	if !g.mu.ticked.IsZero() && dt > 0 {
 		for _, l := range *g.lanes.Load() {
-			l.tick(now, dt)
+			g.mu.tickets -= l.tick(now, dt)
 		}
 	}
 	g.mu.ticked = now
@@ -84,8 +84,9 @@ func (g *Governor) Tick(now time.Time) {
 	}
 }
 
-// tick measures the lane's rates. The caller holds the governor's mutex.
-func (l *lane) tick(now time.Time, dt float64) {
+// tick measures the lane's rates and returns how many tickets have expired. The
+// caller holds the governor's mutex.
+func (l *lane) tick(now time.Time, dt float64) (expired int) {
 	for c := range l.class {
 		q := &l.class[c]
 		q.flow.observe(float64(q.passed.Swap(0)), dt)
@@ -93,9 +94,10 @@ func (l *lane) tick(now time.Time, dt float64) {
 			q.backlog.account(now)
 		}
 		q.backlog.forget(dt)
-		q.pledges.forget(now)
+		expired += q.pledges.forget(now)
 	}
 	l.dark = l.closed(now)
+	return expired
 }
 
 // closed says whether none of the lane's pools can take anything, now or soon.
@@ -108,7 +110,8 @@ func (l *lane) closed(now time.Time) bool {
 	return true
 }
 
-// overdue refuses what has waited too long. The caller holds mu.
+// overdue refuses what has waited too long, and what the emergency switch sheds.
+// The caller holds mu.
 func (g *Governor) overdue(now time.Time, set *settings) {
 	if g.waiting.Load() == 0 {
 		return
@@ -121,11 +124,12 @@ func (g *Governor) overdue(now time.Time, set *settings) {
 		}
 		for c := range l.class {
 			q := &l.class[c]
-			for len(q.back) > 0 && now.After(q.back[0].latest) {
+			shed := g.sheds(now, inference.Class(c))
+			for len(q.back) > 0 && (shed || now.After(q.back[0].latest)) {
 				g.expire(now, q.back[0], set)
 			}
 			for _, t := range slices.Clone(q.tenants) {
-				for len(t.waiters) > 0 && now.After(t.waiters[0].latest) {
+				for len(t.waiters) > 0 && (shed || now.After(t.waiters[0].latest)) {
 					g.expire(now, t.waiters[0], set)
 				}
 			}

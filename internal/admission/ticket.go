@@ -7,10 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"hash/fnv"
 	"slices"
 	"time"
-
-	"github.com/cespare/xxhash/v2"
 
 	"github.com/spillway/spillway/internal/inference"
 )
@@ -36,13 +35,14 @@ type pledges struct {
 	out  []pledge
 }
 
-// forget drops what is expired.
-func (p *pledges) forget(now time.Time) {
+// forget drops what is expired and returns how many tickets that were.
+func (p *pledges) forget(now time.Time) int {
 	n := 0
 	for n < len(p.out) && now.Sub(p.out[n].due) > ticketExpiry {
 		n++
 	}
 	p.out = slices.Delete(p.out, 0, n)
+	return n
 }
 
 // due counts the slots that are kept for tickets due until the given instant;
@@ -99,7 +99,7 @@ func newSigner(secret string) *signer {
 	return &signer{key: sum[:]}
 }
 
-// A ticket is: lane, due time in Unix milliseconds, tenant, body, nonce, eight bytes
+// A ticket is: model, due time in Unix milliseconds, tenant, body, nonce, eight bytes
 // each, the class, and the first half of their HMAC-SHA-256.
 const (
 	ticketBody = 5*8 + 1
@@ -114,14 +114,14 @@ var (
 )
 
 // write renders a ticket.
-func (s *signer) write(lane uint64, class inference.Class, p *pledge) string {
+func (s *signer) write(req *inference.Request, p *pledge) string {
 	var b [ticketBody + ticketMAC]byte
-	binary.BigEndian.PutUint64(b[0:], lane)
+	binary.BigEndian.PutUint64(b[0:], nameHash(req.Model))
 	binary.BigEndian.PutUint64(b[8:], uint64(p.due.UnixMilli()))
 	binary.BigEndian.PutUint64(b[16:], p.tenant)
 	binary.BigEndian.PutUint64(b[24:], p.body)
 	binary.BigEndian.PutUint64(b[32:], p.nonce)
-	b[40] = byte(class)
+	b[40] = byte(req.Class)
 	copy(b[ticketBody:], s.sum(b[:ticketBody]))
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
@@ -134,7 +134,7 @@ func (s *signer) sum(body []byte) []byte {
 }
 
 // read judges a ticket that a client shows for a request.
-func (s *signer) read(text string, now time.Time, lane uint64, req *inference.Request) (*pledge, error) {
+func (s *signer) read(text string, now time.Time, req *inference.Request) (*pledge, error) {
 	b, err := base64.RawURLEncoding.DecodeString(text)
 	if err != nil || len(b) != ticketBody+ticketMAC || !hmac.Equal(b[ticketBody:], s.sum(b[:ticketBody])) {
 		return nil, errForged
@@ -144,7 +144,7 @@ func (s *signer) read(text string, now time.Time, lane uint64, req *inference.Re
 		body: binary.BigEndian.Uint64(b[24:]), nonce: binary.BigEndian.Uint64(b[32:]),
 	}
 	switch {
-	case binary.BigEndian.Uint64(b[0:]) != lane || p.tenant != xxhash.Sum64String(req.Tenant) || b[40] != byte(req.Class) || p.body != bodyHash(req):
+	case binary.BigEndian.Uint64(b[0:]) != nameHash(req.Model) || p.tenant != nameHash(req.Tenant) || b[40] != byte(req.Class) || p.body != bodyHash(req):
 		return nil, errOther
 	case now.Before(p.due):
 		return nil, errEarly
@@ -155,7 +155,18 @@ func (s *signer) read(text string, now time.Time, lane uint64, req *inference.Re
 }
 
 // bodyHash recognises a request that comes again.
-func bodyHash(req *inference.Request) uint64 { return xxhash.Sum64(req.Body) }
+func bodyHash(req *inference.Request) uint64 {
+	sum := sha256.Sum256(req.Body)
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// nameHash stands for a name in tickets: FNV-1a (Fowler, Noll, Vo), the same in
+// every gateway.
+func nameHash(name string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return h.Sum64()
+}
 
 // newNonce draws a number that names a ticket; it is not 0.
 func newNonce() uint64 {

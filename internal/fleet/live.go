@@ -38,8 +38,10 @@ type Live struct {
 	inFlight     atomic.Int64
 	promptTokens atomic.Int64
 
-	extra      atomic.Int64 // requests of others, from the instance's own metrics
-	extraUntil atomic.Int64
+	extra      atomic.Int64  // requests of others, from the instance's own metrics
+	extraUntil atomic.Int64  // 0 is no report
+	perRequest atomic.Uint64 // float64 bits: share of the learned limit that a request takes; 0 is not known
+	perToken   atomic.Uint64 // float64 bits: share of the window that a prompt token takes
 
 	ttft      atomic.Uint64 // float64 bits, seconds
 	ttftAt    atomic.Int64
@@ -72,7 +74,7 @@ func (l *Live) PromptTokens() int64 { return l.promptTokens.Load() }
 // long as that report is fresh at now (Unix nanoseconds).
 func (l *Live) Load(now int64) int64 {
 	n := l.inFlight.Load()
-	if now < l.extraUntil.Load() {
+	if until := l.extraUntil.Load(); until != 0 && now < until {
 		n += l.extra.Load()
 	}
 	return n
@@ -228,6 +230,24 @@ func (l *Live) SetLimits(requests, promptTokens, memory int64) {
 	l.limit.Store(requests)
 	l.window.Store(promptTokens)
 	l.memory.Store(memory)
+	l.perRequest.Store(math.Float64bits(share(requests)))
+	l.perToken.Store(math.Float64bits(share(promptTokens)))
+}
+
+// share is one part of n, 0 of nothing.
+func share(n int64) float64 {
+	if n <= 0 {
+		return 0
+	}
+	return 1 / float64(n)
+}
+
+// Fullness is the share of the learned limits in use with one more request: of
+// requests in flight, others' included, plus of outstanding prompt tokens; 0 when
+// no limit is known.
+func (l *Live) Fullness(now int64) float64 {
+	return float64(l.Load(now)+1)*math.Float64frombits(l.perRequest.Load()) +
+		float64(l.promptTokens.Load())*math.Float64frombits(l.perToken.Load())
 }
 
 // Limits returns what SetLimits set.

@@ -30,8 +30,8 @@ type flight struct {
 	plan     *fleet.Plan
 	tried    []*fleet.Instance
 	busy     []*fleet.Instance // those of them that said so
-	underWay []*attempt // not settled yet: two in a race, else one
-	first    error      // the first failure, which is the one that is reported
+	underWay []*attempt        // not settled yet: two in a race, else one
+	first    error             // the first failure, which is the one that is reported
 
 	begun   bool      // the head is with the reader
 	comment time.Time // when the next keep-alive is due; zero is never

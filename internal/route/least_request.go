@@ -15,12 +15,21 @@ func (LeastRequest) Pick(q *fleet.Query, nodes []*fleet.Node) int {
 
 // loadPerSize is the share of a node's size in use after one more request.
 func loadPerSize(now int64, n *fleet.Node) float64 {
-	if limit, _, _ := n.Live.Limits(); limit > 0 {
-		return loadPerWeight(now, n) // a share of the size already
+	load := n.Live.Fullness(now)
+	if load == 0 {
+		load = loadPerCapacity(now, n)
 	}
+	if n.Weight == 1 && n.SlowStart <= 0 {
+		return load
+	}
+	return load / n.EffectiveWeight(now)
+}
+
+// loadPerCapacity is the same where nothing was learned about the node.
+func loadPerCapacity(now int64, n *fleet.Node) float64 {
 	size := n.Capacity
 	if size <= 0 {
 		size = unknownCapacity
 	}
-	return loadPerWeight(now, n) / float64(size)
+	return float64(n.Live.Load(now)+1) / float64(size)
 }

@@ -46,12 +46,9 @@ type cost func(now int64, n *fleet.Node) float64
 // share of the learned limit and of the window of prompt tokens where they are
 // known, else the number of requests.
 func loadPerWeight(now int64, n *fleet.Node) float64 {
-	load := float64(n.Live.Load(now) + 1)
-	if limit, window, _ := n.Live.Limits(); limit > 0 {
-		load /= float64(limit)
-		if window > 0 {
-			load += float64(n.Live.PromptTokens()) / float64(window)
-		}
+	load := n.Live.Fullness(now)
+	if load == 0 {
+		load = float64(n.Live.Load(now) + 1)
 	}
 	return load / n.EffectiveWeight(now)
 }
