@@ -1,10 +1,6 @@
 package wire
 
 import (
-	"bytes"
-
-	"github.com/go-json-experiment/json/jsontext"
-
 	"github.com/spillway/spillway/internal/inference"
 )
 
@@ -78,43 +74,34 @@ func (s *scanner) readPart(depth int) (images int, err error) {
 	if _, err := d.ReadToken(); err != nil {
 		return 0, err
 	}
-	start, image := d.InputOffset()-1, false
+	start, image := int(d.InputOffset())-1, false
 	for {
 		if _, err := d.ReadToken(); err != nil {
 			return 0, err
 		}
-		end := d.InputOffset()
+		end := int(d.InputOffset())
 		if d.doc[end-1] == '}' {
 			break
 		}
-		switch d.next() {
-		case '[', '{':
+		k, at := d.peek()
+		if k == '[' || k == '{' {
 			n, err := s.readNested(d.doc[start:end], depth)
 			if err != nil {
 				return 0, err
 			}
 			images += n
-		case '"':
-			if depth == 0 || !bytes.HasSuffix(d.doc[start:end], []byte(`"type"`)) {
-				if _, err := d.ReadToken(); err != nil {
-					return 0, err
-				}
-				continue
-			}
-			v, err := d.ReadValue()
-			if err != nil {
-				return 0, err
-			}
-			image = image || isImage(v)
-		default:
-			if _, err := d.ReadToken(); err != nil {
-				return 0, err
-			}
+			continue
+		}
+		if _, err := d.ReadToken(); err != nil {
+			return 0, err
+		}
+		if depth > 0 && hasSuffix(d.doc[start:end], `"type"`) {
+			image = image || isImage(d.doc[at:d.InputOffset()])
 		}
 	}
 	if image {
 		s.f.Images++
-		images = int(d.InputOffset() - start)
+		images = int(d.InputOffset()) - start
 	}
 	return images, nil
 }
@@ -123,7 +110,7 @@ func (s *scanner) readPart(depth int) (images int, err error) {
 // the content of a message, and what a tool put out, has parts of its own.
 func (s *scanner) readNested(name []byte, depth int) (images int, err error) {
 	switch {
-	case depth+1 >= partDepth || !bytes.HasSuffix(name, []byte(`"content"`)) && !bytes.HasSuffix(name, []byte(`"output"`)):
+	case depth+1 >= partDepth || !hasSuffix(name, `"content"`) && !hasSuffix(name, `"output"`):
 		_, err = s.d.ReadValue()
 	case s.d.next() == '[':
 		_, images, err = s.readParts(depth + 1)
@@ -133,9 +120,14 @@ func (s *scanner) readNested(name []byte, depth int) (images int, err error) {
 	return images, err
 }
 
+// hasSuffix says whether b ends so. For a constant it is one comparison.
+func hasSuffix(b []byte, suffix string) bool {
+	return len(b) >= len(suffix) && string(b[len(b)-len(suffix):]) == suffix
+}
+
 // isImage says whether a part of that type is an image: on the chat, Responses
 // and Messages surfaces.
-func isImage(v jsontext.Value) bool {
+func isImage(v []byte) bool {
 	switch string(v) {
 	case `"image_url"`, `"input_image"`, `"image"`:
 		return true

@@ -54,14 +54,20 @@ func (d *decoder) done() {
 // PeekKind and judges nothing: it only says which call to make, and that call
 // fails where the syntax is wrong.
 func (d *decoder) next() byte {
-	for _, c := range d.doc[d.InputOffset():] {
-		switch c {
+	c, _ := d.peek()
+	return c
+}
+
+// peek is next with the byte's offset.
+func (d *decoder) peek() (c byte, at int) {
+	for at = int(d.InputOffset()); at < len(d.doc); at++ {
+		switch c := d.doc[at]; c {
 		case ' ', '\t', '\r', '\n', ',', ':':
 		default:
-			return c
+			return c, at
 		}
 	}
-	return 0
+	return 0, at
 }
 
 // checkDepth bounds the nesting of doc. Counting the brackets, including those
@@ -101,7 +107,7 @@ func (d *decoder) members(f func(name []byte) error) (inference.Span, error) {
 		return at, err
 	}
 	at.Start = int(d.InputOffset()) - 1
-	for d.next() == '"' {
+	for d.PeekKind() == '"' {
 		name, err := d.ReadValue()
 		if err != nil {
 			return at, err
