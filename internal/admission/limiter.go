@@ -25,6 +25,7 @@ type Signals struct {
 	Prompt    float64       // prompt tokens whose first token came
 	Reading   time.Duration // time in which prompt tokens were outstanding
 	Oldest    time.Duration // age of the oldest request without a first token
+	Preempted int64         // sequences that the engine says it threw out for want of memory
 	Busy      int64         // answers that said busy
 	Ended     int64         // streams judged
 	Slow      int64         // those that were slower than their objective
@@ -230,7 +231,8 @@ func (l *Learned) judge(s *Signals) {
 // hold learns how many tokens fit into the instance's memory. An engine whose
 // memory is full (or whose batch is) leaves prompts standing: their first tokens
 // come later than the prompts ahead of them and one step explain. One such period
-// may be a hiccup of the machine; two in a row are believed.
+// may be a hiccup of the machine; two in a row are believed, and the engine's own
+// count of preemptions, where it is scraped, at once.
 func (l *Learned) hold(s *Signals) {
 	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
 	l.firsts += float64(s.Firsts)
@@ -245,6 +247,9 @@ func (l *Learned) hold(s *Signals) {
 	}
 	if blocked {
 		l.suspect++
+	}
+	if s.Preempted > 1 { // the engine says so itself
+		blocked, l.suspect = true, 2
 	}
 	l.calm += period.Seconds()
 	switch {

@@ -107,7 +107,7 @@ func (s *server) decide(now time.Time, d demand) {
 	in := Signals{
 		Gaps:   float64(r.Gaps-b.Gaps) * live.Meter().PerEvent(),
 		Firsts: r.Firsts - b.Firsts, Prompt: float64(r.Prompt - b.Prompt), Reading: r.Reading - b.Reading, Oldest: live.Meter().Oldest(now.UnixNano()),
-		Busy: r.Busy - b.Busy, Ended: r.Ended - b.Ended, Slow: r.Slow - b.Slow, Context: float64(r.Context),
+		Preempted: r.Preempt - b.Preempt, Busy: r.Busy - b.Busy, Ended: r.Ended - b.Ended, Slow: r.Slow - b.Slow, Context: float64(r.Context),
 		Waiting: d.waiting, TPOT: d.tpot, TTFT: d.ttft, Provider: i.Pool.Provider,
 	}
 	if in.Gaps > 0 {

@@ -19,6 +19,8 @@ type Meter struct {
 	context    atomic.Int64
 	readNanos  atomic.Int64 // time with prompts outstanding, but for the present one
 	readSince  atomic.Int64 // when the present one began, Unix nanoseconds; 0 is none
+	preempted  atomic.Int64
+	known      atomic.Int64 // the engine's own count of preemptions, plus 1; 0 is not known
 	busy       atomic.Int64
 	ended      atomic.Int64
 	slow       atomic.Int64
@@ -36,6 +38,7 @@ type Reading struct {
 	Prompt   int64         // prompt tokens whose first token has come
 	Reading  time.Duration // time in which prompt tokens were outstanding
 	Context  int64         // tokens that running sequences hold: prompts and what was generated
+	Preempt  int64         // sequences that the engine says it threw out for want of memory
 	Busy     int64         // answers that said busy
 	Ended    int64         // streams that ended whole and were judged
 	Slow     int64         // those of them whose time per token was over its objective
@@ -59,7 +62,7 @@ func (m *Meter) Read(now int64) Reading {
 		Reading: time.Duration(reading),
 		Gaps:    m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()),
 		Firsts: m.firsts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
-		Prompt: m.prefilled.Load(), Context: m.context.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
+		Prompt: m.prefilled.Load(), Context: m.context.Load(), Preempt: m.preempted.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
 	}
 }
 
@@ -113,6 +116,17 @@ func (m *Meter) PerEvent() float64 {
 		return math.Float64frombits(bits)
 	}
 	return 1
+}
+
+// Preempted takes note of the engine's own count of preemptions since its start;
+// negative is not known. A count that falls is a new start.
+func (m *Meter) Preempted(total int64) {
+	if total < 0 {
+		return
+	}
+	if last := m.known.Swap(total+1) - 1; last >= 0 && total > last {
+		m.preempted.Add(total - last)
+	}
 }
 
 // Busied counts an answer that said busy.

@@ -12,7 +12,16 @@ func Sum(body io.Reader, name string, labels map[string]string) (sum float64, se
 }
 
 // Load reads the load of an engine.
-func Load(body io.Reader, kind string) (int64, error) { return load(body, kind) }
+func Load(body io.Reader, kind string) (int64, error) {
+	r, err := load(body, kind)
+	return r.requests, err
+}
+
+// Preempted exposes what an exposition says of preemptions.
+func Preempted(body io.Reader, kind string) (int64, error) {
+	r, err := load(body, kind)
+	return r.preempted, err
+}
 
 // Records counts the instances that the monitor remembers.
 func (m *Monitor) Records() int {

@@ -23,12 +23,13 @@ const staleAfter = 3
 type alias struct {
 	kind             string
 	running, waiting string
+	preempted        string   // sequences thrown out for want of memory so far; "" is not exported
 	ranks            []string // labels of ranks that would count a request again
 }
 
 // aliases are the names as the engines' sources and documentation have them.
 var aliases = []alias{
-	{kind: "vllm", running: "vllm:num_requests_running", waiting: "vllm:num_requests_waiting"},
+	{kind: "vllm", running: "vllm:num_requests_running", waiting: "vllm:num_requests_waiting", preempted: "vllm:num_preemptions_total"},
 	// With --enable-metrics-for-all-schedulers each rank of a tensor-parallel group reports.
 	{kind: "sglang", running: "sglang:num_running_reqs", waiting: "sglang:num_queue_reqs", ranks: []string{"tp_rank", "pp_rank"}},
 	{kind: "llamacpp", running: "llamacpp:requests_processing", waiting: "llamacpp:requests_deferred"},
@@ -51,23 +52,29 @@ func Kinds() []string {
 // errNoMetric says that an exposition holds no load under a known name.
 var errNoMetric = errors.New("no metric for running and waiting requests")
 
-// load reads the number of requests running and waiting from an exposition.
-func load(body io.Reader, kind string) (int64, error) {
+// report is what an exposition says of its engine.
+type report struct {
+	requests  int64 // running and waiting
+	preempted int64 // sequences thrown out for want of memory since the engine's start; -1 is not known
+}
+
+// load reads a report from an exposition.
+func load(body io.Reader, kind string) (report, error) {
 	var known []alias
 	var want []selector
 	for _, a := range aliases {
 		if kind == "" || kind == KindAuto || kind == a.kind {
 			known = append(known, a)
-			want = append(want, selector{name: a.running, first: a.ranks}, selector{name: a.waiting, first: a.ranks})
+			want = append(want, selector{name: a.running, first: a.ranks}, selector{name: a.waiting, first: a.ranks}, selector{name: a.preempted})
 		}
 	}
 	totals, err := scan(io.LimitReader(body, maxListing+1), want)
 	if err != nil {
-		return 0, err
+		return report{}, err
 	}
 	err = errNoMetric
 	for i, a := range known {
-		running, waiting := totals[2*i], totals[2*i+1]
+		running, waiting, preempted := totals[3*i], totals[3*i+1], totals[3*i+2]
 		n := running.sum + waiting.sum
 		switch {
 		case running.series == 0 && waiting.series == 0:
@@ -78,10 +85,14 @@ func load(body io.Reader, kind string) (int64, error) {
 		case !(n >= 0 && n < 1e9):
 			err = fmt.Errorf("metrics %s and %s add up to %v", a.running, a.waiting, n)
 		default:
-			return int64(n), nil
+			r := report{requests: int64(n), preempted: -1}
+			if preempted.series > 0 && preempted.sum >= 0 && preempted.sum < 1e15 {
+				r.preempted = int64(preempted.sum)
+			}
+			return r, nil
 		}
 	}
-	return 0, err
+	return report{}, err
 }
 
 // path is where the metrics are.
@@ -109,7 +120,7 @@ func (s *scraper) step(ctx context.Context) time.Duration {
 		return time.Hour // this worker is about to be ended
 	}
 	begun := time.Now()
-	n, err := s.scrape(ctx, p)
+	r, err := s.scrape(ctx, p)
 	if ctx.Err() != nil {
 		return 0
 	}
@@ -122,23 +133,24 @@ func (s *scraper) step(ctx context.Context) time.Duration {
 		}
 	}
 	if !missing {
-		s.job.live.Report(n, time.Now().Add(staleAfter*p.Metrics.Interval).UnixNano())
+		s.job.live.Meter().Preempted(r.preempted)
+		s.job.live.Report(r.requests, time.Now().Add(staleAfter*p.Metrics.Interval).UnixNano())
 	}
 	spread := 0.95 + 0.1*rand.Float64() // instances that started together drift apart
 	return max(0, time.Duration(spread*float64(p.Metrics.Interval))-time.Since(begun))
 }
 
-// scrape reads the load.
-func (s *scraper) scrape(ctx context.Context, p *pool) (int64, error) {
+// scrape reads the engine's report.
+func (s *scraper) scrape(ctx context.Context, p *pool) (report, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.Metrics.Timeout)
 	defer cancel()
 	res, err := p.send(ctx, &s.job, http.MethodGet, p.Metrics.path(), nil)
 	if err != nil {
-		return 0, err
+		return report{}, err
 	}
 	defer discard(res.Body)
 	if res.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("%s: status %d", p.Metrics.path(), res.StatusCode)
+		return report{}, fmt.Errorf("%s: status %d", p.Metrics.path(), res.StatusCode)
 	}
 	return load(res.Body, p.Metrics.Kind)
 }
