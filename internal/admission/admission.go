@@ -122,7 +122,11 @@ func (g *Governor) Apply(cfg Config) {
 		g.servers.Store(&map[*fleet.Live]*server{})
 	}
 	for key, a := range g.mu.accounts {
-		a.weight = s.tenantWeight(key.tenant)
+		weight := s.tenantWeight(key.tenant)
+		for _, t := range a.queues {
+			t.of.weights += weight - a.weight
+		}
+		a.weight = weight
 	}
 	g.sync(time.Now(), g.fleet.Snapshot())
 	if g.emergency != nil {

@@ -32,12 +32,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		q.back = append(q.back, w)
 		return
 	}
-	var t *tenantQueue
-	for _, own := range a.queues {
-		if own.of == q {
-			t = own
-		}
-	}
+	t := a.queue(q)
 	if t == nil {
 		if a.waiting == 1 {
 			a.counter = max(a.counter, g.mu.level[w.class])
@@ -46,6 +41,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		a.queues = append(a.queues, t)
 		t.waiters = append(t.waiters, w)
 		heap.Push(&q.tenants, t)
+		q.weights += a.weight
 	} else {
 		heap.Push(&t.waiters, w)
 	}
@@ -75,6 +71,9 @@ func (g *Governor) dequeue(now time.Time, w *Waiter) {
 	heap.Remove(&t.waiters, w.at)
 	if len(t.waiters) == 0 {
 		heap.Remove(&q.tenants, t.at)
+		if q.weights -= a.weight; len(q.tenants) == 0 {
+			q.weights = 0 // sums of what was added and taken off drift
+		}
 		a.queues = slices.DeleteFunc(a.queues, func(x *tenantQueue) bool { return x == t })
 	}
 }

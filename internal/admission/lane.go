@@ -35,6 +35,7 @@ type lane struct {
 type classQueue struct {
 	back    []*Waiter // came back with a ticket: a place was promised to them
 	tenants tenantHeap
+	weights float64      // of tenants
 	n       int          // waiters
 	held    float64      // their prompts, tokens
 	flow    rate         // dispatched, whether anything waited or not
@@ -103,6 +104,20 @@ type account struct {
 	waiting int
 	queues  []*tenantQueue // one in each lane where the tenant waits
 	used    time.Time
+}
+
+// queue is where the tenant waits in a class of a lane; nil when it does not. The
+// account may be nil.
+func (a *account) queue(q *classQueue) *tenantQueue {
+	if a == nil {
+		return nil
+	}
+	for _, t := range a.queues {
+		if t.of == q {
+			return t
+		}
+	}
+	return nil
 }
 
 // charge adds service and restores the order of the queues.

@@ -36,7 +36,7 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 	case w.again:
 		return nil
 	case int(g.waiting.Load()) >= set.Queue.Requests || g.mu.bytes+w.bytes > int64(set.Queue.Bytes):
-		return g.refuse(now, w, set, reasonFull, l.predict(now, w, set))
+		return g.refuse(now, w, set, reasonFull, g.predict(now, w, set))
 	case g.claim(now, w, set):
 		w.ticket = true
 		g.count.claimed[w.class].Add(1)
@@ -49,7 +49,7 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 	case q.n == 0:
 		return nil
 	}
-	wait := l.predict(now, w, set)
+	wait := g.predict(now, w, set)
 	share := admitShare
 	if w.plan.Request.Retry > 0 {
 		share = retryShare
@@ -63,25 +63,22 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 // predict is how long a newcomer would wait: those ahead of it and the tickets
 // that come due in time, at the rate at which its class is sent (Little's law). A
 // tenant's own requests count by its share of the class, so that one that floods
-// refuses itself.
-func (l *lane) predict(now time.Time, w *Waiter, set *settings) time.Duration {
-	q := &l.class[w.class]
+// refuses itself. The caller holds mu.
+func (g *Governor) predict(now time.Time, w *Waiter, set *settings) time.Duration {
+	q := &w.lane.class[w.class]
 	ahead := float64(q.n)
 	if q.n > 0 {
-		total, own, mine := 0.0, 0.0, set.tenantWeight(w.plan.Request.Tenant)
-		for _, t := range q.tenants {
-			total += t.account.weight
-			if t.account.name == w.plan.Request.Tenant {
-				own = float64(len(t.waiters))
-			}
-		}
-		if own == 0 {
+		req := w.plan.Request
+		total, own, mine := q.weights, 0.0, set.tenantWeight(req.Tenant)
+		if t := g.mu.accounts[accountKey{req.Tenant, req.Class}].queue(q); t != nil {
+			own = float64(len(t.waiters))
+		} else {
 			total += mine
 		}
 		ahead = min(ahead, (own+1)*total/mine)
 	}
 	ahead += float64(q.pledges.due(now, now.Add(w.budget)))
-	return time.Duration((ahead + 1) / l.rate(w.class, set) * float64(time.Second))
+	return time.Duration((ahead + 1) / w.lane.rate(w.class, set) * float64(time.Second))
 }
 
 // slowestRate keeps predictions finite, requests a second.
@@ -196,5 +193,5 @@ func (g *Governor) expire(now time.Time, w *Waiter, set *settings) {
 	if !now.After(w.latest) {
 		reason = reasonShed
 	}
-	w.finish(nil, g.refuse(now, w, set, reason, w.lane.predict(now, w, set)))
+	w.finish(nil, g.refuse(now, w, set, reason, g.predict(now, w, set)))
 }
