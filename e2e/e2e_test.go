@@ -400,6 +400,7 @@ func startStack(t *testing.T) *stack {
 		pool.Name, pool.Models = model, config.Models{model: model}
 		pool.Surfaces = []string{"chat", "completions", "embeddings", "messages"}
 		pool.Instances = []config.Instance{{Target: fleet.Target{URL: url}}}
+		pool.Health.Passive.BusyTime, pool.Health.Passive.MaxBusyTime = 10*time.Millisecond, 50*time.Millisecond
 		region.Pools = append(region.Pools, pool)
 	}
 	add("sim", engineURL)

@@ -388,8 +388,8 @@ func (g *Governor) room(now time.Time, fp *fleet.Pool) {
 func (g *Governor) deadline(w *Waiter, set *settings) {
 	req := w.plan.Request
 	budget := set.Classes.class(w.class).TTFT
-	if req.Wait > 0 {
-		budget = req.Wait
+	if req.Wait > 0 { // the client knows best, within what anybody waits
+		budget = min(req.Wait, max(budget, longestWait))
 	}
 	if req.Patience > 0 {
 		budget = min(budget, req.Patience)
