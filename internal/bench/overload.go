@@ -75,12 +75,11 @@ const (
 	sloBatch  = time.Minute
 	sloTPOT   = 50 * time.Millisecond
 
-	classShare   = 0.2 // of the capacity: vip's part, and batch's
-	mostShare    = 0.4 // of the load, where that is below the two parts together
-	longWarmup   = 60 * time.Second
-	shortWarmup  = 20 * time.Second
-	shortRun     = 2 * time.Minute
-	azureTenants = 8
+	classShare  = 0.2 // of the capacity: vip's part, and batch's
+	mostShare   = 0.4 // of the load, where that is below the two parts together
+	longWarmup  = 60 * time.Second
+	shortWarmup = 20 * time.Second
+	shortRun    = 2 * time.Minute
 )
 
 // objectives are the budgets for the first token.
@@ -130,6 +129,11 @@ func (o *Overload) Validate() error {
 	check(o.Warmup >= 0 && o.warmup() < o.Duration, "warmup: must be below the duration of %v, got %v", o.Duration, o.warmup())
 	check(o.Retries >= 0 && o.Retries <= 10, "retries: must be 0 to 10, got %d", o.Retries)
 	check(o.Seeds >= 1 && o.Seeds <= 1000, "seeds: must be 1 to 1000, got %d", o.Seeds)
+	known := o.Scenario == "" || o.Scenario == AllScenarios
+	for _, s := range OverloadScenarios() {
+		known = known || s.Name == o.Scenario
+	}
+	check(known, "scenario: unknown %q; see 'spillway bench list'", o.Scenario)
 	if _, err := o.Batching(); err != nil {
 		errs = append(errs, fmt.Errorf("engine-args: %w", err))
 	}
@@ -250,50 +254,50 @@ func (o *Overload) Terms(mix Mix) (Terms, error) {
 	return Terms{From: o.warmup(), To: o.Duration, TTFT: objectives(), TPOT: sloTPOT, Fleet: fleet, Lengths: mix.Lengths}, err
 }
 
-// Load is the configuration of a run at x times the capacity, and the options that
-// it needs: the trace sped up so that it asks for x times what the fleet could
-// serve at best, begun at another place for each seed, and repeated with the same
-// tenants when it is over. A trace without clients is given eight tenants of
-// unequal shares. The target is not set.
-func (o *Overload) Load(x float64, seed uint64, mix Mix) (load.Config, load.Options, error) {
-	cfg := load.Default()
+// plan is a configuration of which only the load is still open.
+type plan struct {
+	load.Config
+	options load.Options
+	rate    float64 // requests a second that the fleet could serve at best
+}
+
+// prepare makes what the configurations of all loads have in common: the trace,
+// begun at another place for each seed, and eight tenants of unequal shares where
+// it does not name its clients.
+func (o *Overload) prepare(seed uint64, mix Mix) (plan, error) {
+	p := plan{Config: load.Default()}
 	t, files, err := o.source()
 	if err != nil {
-		return cfg, load.Options{}, err
+		return p, err
 	}
 	fleet, err := o.Fleet()
 	if err != nil {
-		return cfg, load.Options{}, err
+		return p, err
 	}
-	rate := NewOptimum(fleet, sloTPOT, mix.Lengths).Rate
-	if rate <= 0 || mix.Rate <= 0 {
-		return cfg, load.Options{}, fmt.Errorf("trace %s: neither its rate nor the engines' may be zero", o.Trace)
+	if p.rate = NewOptimum(fleet, sloTPOT, mix.Lengths).Rate; p.rate <= 0 || mix.Rate <= 0 {
+		return p, fmt.Errorf("trace %s: neither its rate nor the engines' may be zero", o.Trace)
 	}
-	t.Speed = x * rate / mix.Rate
 	// Multiples of the golden ratio spread the beginnings whatever the number of seeds.
-	_, part := math.Modf(float64(seed) * math.Phi)
+	_, part := math.Modf(float64(seed%offsets) * math.Phi)
 	t.Offset = time.Duration(part * float64(len(mix.Lengths)) / mix.Rate * float64(time.Second))
-	cfg.Scenario, cfg.Seed, cfg.Load = "overload", seed, x
-	cfg.Schedule.Trace, cfg.Schedule.Duration = t, o.Duration
-	share := min(classShare/x, mostShare)
-	cfg.Classes = []load.Class{
-		{Name: inference.VIP.String(), Share: share, TTFT: sloVIP},
-		{Name: inference.Normal.String(), Share: 1 - 2*share, TTFT: sloNormal},
-		{Name: inference.Batch.String(), Share: share, TTFT: sloBatch},
-	}
-	named, err := namesClients(cfg, load.Options{FS: files})
-	if err != nil {
-		return cfg, load.Options{}, err
-	}
-	if !named {
-		for i := range azureTenants {
-			cfg.Tenants = append(cfg.Tenants, load.Tenant{Name: fmt.Sprintf("tenant-%d", i+1), Share: float64(i + 1)})
+	p.Scenario, p.Seed = "overload", seed
+	p.Schedule.Trace, p.Schedule.Duration = t, o.Duration
+	p.SLO = load.SLO{TTFT: sloNormal, TPOT: sloTPOT}
+	p.Client.Retries = o.Retries
+	p.options = load.Options{FS: files}
+	named, err := namesClients(p.Config, p.options)
+	if err == nil && !named {
+		for i := range drawnTenants {
+			p.Tenants = append(p.Tenants, load.Tenant{Name: fmt.Sprintf("tenant-%d", i+1), Share: float64(i + 1)})
 		}
 	}
-	cfg.SLO = load.SLO{TTFT: sloNormal, TPOT: sloTPOT}
-	cfg.Client.Retries = o.Retries
-	return cfg, load.Options{FS: files}, nil
+	return p, err
 }
+
+const (
+	drawnTenants = 8
+	offsets      = 1 << 20 // seeds behind which the trace's beginnings repeat
+)
 
 // namesClients says whether a trace tells who sent its requests.
 func namesClients(cfg load.Config, opts load.Options) (bool, error) {
@@ -301,4 +305,59 @@ func namesClients(cfg load.Config, opts load.Options) (bool, error) {
 		return p.Tenant != "", err
 	}
 	return false, nil
+}
+
+// Load is the configuration of a run at x times the capacity, and the options that
+// it needs: the trace, sped up until it asks for x times what the fleet could serve
+// at best, and repeated with the same tenants when it is over. The target is not
+// set.
+func (o *Overload) Load(x float64, seed uint64, mix Mix) (load.Config, load.Options, error) {
+	p, err := o.prepare(seed, mix)
+	if err != nil {
+		return p.Config, p.options, err
+	}
+	cfg := p.Config
+	cfg.Load = x
+	cfg.Schedule.Trace.Speed = x * p.rate / mix.Rate
+	share := min(classShare/x, mostShare)
+	cfg.Classes = []load.Class{
+		{Name: inference.VIP.String(), Share: share, TTFT: sloVIP},
+		{Name: inference.Normal.String(), Share: 1 - 2*share, TTFT: sloNormal},
+		{Name: inference.Batch.String(), Share: share, TTFT: sloBatch},
+	}
+	return cfg, p.options, nil
+}
+
+// Phase is a stretch of a load that changes: from one multiple of the capacity to
+// another, linearly.
+type Phase struct {
+	From, To float64
+	Length   time.Duration
+}
+
+// Phases are the configurations of a run whose load changes, to be played at the
+// same time: one for each class, because vip and batch stay at 0.2 of the capacity
+// while normal makes up the rest. Arrivals are Poisson, lengths the trace's.
+func (o *Overload) Phases(phases []Phase, seed uint64, mix Mix) ([]load.Config, load.Options, error) {
+	var out []load.Config
+	var opts load.Options
+	for i, class := range []inference.Class{inference.VIP, inference.Normal, inference.Batch} {
+		p, err := o.prepare(seed+uint64(i)*offsets, mix)
+		if err != nil {
+			return nil, p.options, err
+		}
+		var profile []string
+		for _, ph := range phases {
+			from, to := classShare*p.rate, classShare*p.rate
+			if class == inference.Normal {
+				from, to = max(0, ph.From-2*classShare)*p.rate, max(0, ph.To-2*classShare)*p.rate
+			}
+			profile = append(profile, fmt.Sprintf("ramp %.4f-%.4f/s:%v", from, to, ph.Length))
+		}
+		cfg := p.Config
+		cfg.Schedule.Profile = strings.Join(profile, ",")
+		cfg.Classes = []load.Class{{Name: class.String(), Share: 1, TTFT: objectives()[class]}}
+		out, opts = append(out, cfg), p.options
+	}
+	return out, opts, nil
 }

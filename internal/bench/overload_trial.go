@@ -24,6 +24,9 @@ type trial struct {
 	load   float64
 	seed   uint64
 	tuned  tuning
+	label  string  // distinguishes it from other trials of its system
+	phases []Phase // the load as it changes; nil is load all the time
+	keep   bool    // its attempts
 	// What a scenario has of its own; nil is as it is.
 	arrivals func(iter.Seq2[Arrival, error]) iter.Seq2[Arrival, error]
 	world    func(*World)
@@ -40,6 +43,7 @@ type tuning struct {
 type played struct {
 	Scored
 	ttft, e2e map[inference.Class][]time.Duration
+	missed    map[inference.Class]misses
 	manners   [mannerKinds]mannerCount
 	leaks     []string
 	limits    float64 // mean over the window of the sum of all gateways' limits
@@ -49,7 +53,7 @@ type played struct {
 
 // play runs the trial.
 func (t *trial) play(ctx context.Context) (*played, error) {
-	cfg, opts, err := t.Load(t.load, t.seed, t.mix)
+	arrivals, err := t.requests()
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +65,7 @@ func (t *trial) play(ctx context.Context) (*played, error) {
 		t.terms(&terms)
 	}
 	w := &World{Servers: terms.Fleet, Seed: t.seed, Clients: Clients{Retries: t.Retries, Patience: patience()}}
-	w.Arrivals = planned(cfg, opts)
+	w.Arrivals = arrivals
 	if t.arrivals != nil {
 		w.Arrivals = t.arrivals(w.Arrivals)
 	}
@@ -78,12 +82,30 @@ func (t *trial) play(ctx context.Context) (*played, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s at %gx, seed %d: %w", t.system, t.load, t.seed, err)
 	}
-	p := &played{Scored: Score(tries, terms), manners: w.manners, leaks: w.leaks(), limits: watch.mean(), tries: tries}
-	p.ttft, p.e2e = durations(tries, terms)
+	p := &played{Scored: Score(tries, terms), manners: w.manners, leaks: w.leaks(), limits: watch.mean()}
+	if t.keep {
+		p.tries = tries
+	}
+	judge := judging(tries, terms)
+	p.ttft, p.e2e, p.missed = judge.ttft, judge.e2e, judge.missed()
 	for _, e := range w.engines {
 		p.preempted += e.batch.Load().Preemptions
 	}
 	return p, nil
+}
+
+// requests are the arrivals of the trial's load.
+func (t *trial) requests() (iter.Seq2[Arrival, error], error) {
+	if t.phases == nil {
+		cfg, opts, err := t.Load(t.load, t.seed, t.mix)
+		return planned(cfg, opts), err
+	}
+	cfgs, opts, err := t.Phases(t.phases, t.seed, t.mix)
+	var all []iter.Seq2[Arrival, error]
+	for _, cfg := range cfgs {
+		all = append(all, planned(cfg, opts))
+	}
+	return merged(all), err
 }
 
 // place puts the system before the engines of a world.
@@ -112,9 +134,43 @@ func planned(cfg load.Config, opts load.Options) iter.Seq2[Arrival, error] {
 	}
 }
 
-// durations are the times to first token and end to end that quantiles over several
-// runs are taken of.
-func durations(tries []Try, terms Terms) (ttft, e2e map[inference.Class][]time.Duration) {
+// merged is several streams of arrivals as one, in order of time.
+func merged(streams []iter.Seq2[Arrival, error]) iter.Seq2[Arrival, error] {
+	return func(yield func(Arrival, error) bool) {
+		type head struct {
+			next Arrival
+			err  error
+			more func() (Arrival, error, bool)
+		}
+		var heads []*head
+		for _, s := range streams {
+			more, stop := iter.Pull2(s)
+			defer stop()
+			if a, err, ok := more(); ok {
+				heads = append(heads, &head{a, err, more})
+			}
+		}
+		for len(heads) > 0 {
+			i := 0
+			for n, h := range heads {
+				if h.next.At < heads[i].next.At {
+					i = n
+				}
+			}
+			h := heads[i]
+			if !yield(h.next, h.err) {
+				return
+			}
+			var ok bool
+			if h.next, h.err, ok = h.more(); !ok {
+				heads = slices.Delete(heads, i, i+1)
+			}
+		}
+	}
+}
+
+// judging is a scorer that has seen the attempts but has not finished.
+func judging(tries []Try, terms Terms) *scorer {
 	s := &scorer{
 		Terms: terms, out: Scored{Classes: map[inference.Class]ClassScore{}, Tenants: map[string]TenantScore{}},
 		ttft: map[inference.Class][]time.Duration{}, e2e: map[inference.Class][]time.Duration{},
@@ -123,7 +179,41 @@ func durations(tries []Try, terms Terms) (ttft, e2e map[inference.Class][]time.D
 	for _, r := range s.requests {
 		s.request(r)
 	}
+	return s
+}
+
+// durations are the times to first token and end to end that quantiles over several
+// runs are taken of.
+func durations(tries []Try, terms Terms) (ttft, e2e map[inference.Class][]time.Duration) {
+	s := judging(tries, terms)
 	return s.ttft, s.e2e
+}
+
+// misses are why logical requests were not good.
+type misses struct{ refused, cut, late, slow int }
+
+// missed counts them by class.
+func (s *scorer) missed() map[inference.Class]misses {
+	out := make(map[inference.Class]misses)
+	for _, r := range s.requests {
+		last := r.tries[len(r.tries)-1]
+		if !s.inside(r.tries[0].At) || slices.ContainsFunc(r.tries, s.good) {
+			continue
+		}
+		m := out[last.Class]
+		switch {
+		case last.Refused:
+			m.refused++
+		case !last.Whole:
+			m.cut++
+		case last.First-last.At > s.TTFT[last.Class]:
+			m.late++
+		default:
+			m.slow++
+		}
+		out[last.Class] = m
+	}
+	return out
 }
 
 // limitEvery is how often limits are looked at.
@@ -247,6 +337,7 @@ func (t trial) seeds() []trial {
 func pool(runs []*played) *played {
 	out := &played{Scored: Scored{Classes: map[inference.Class]ClassScore{}, Tenants: map[string]TenantScore{}}}
 	out.ttft, out.e2e = map[inference.Class][]time.Duration{}, map[inference.Class][]time.Duration{}
+	out.missed = map[inference.Class]misses{}
 	n := float64(len(runs))
 	out.Triggered, out.Recovered = runs[0].Triggered, true
 	for _, r := range runs {
@@ -274,6 +365,10 @@ func pool(runs []*played) *played {
 		for i, m := range r.manners {
 			x := &out.manners[i]
 			*x = mannerCount{x.fresh + m.fresh, x.freshAdmitted + m.freshAdmitted, x.shown + m.shown, x.shownAdmitted + m.shownAdmitted}
+		}
+		for class, f := range r.missed {
+			x := out.missed[class]
+			out.missed[class] = misses{x.refused + f.refused, x.cut + f.cut, x.late + f.late, x.slow + f.slow}
 		}
 		for class, c := range r.Classes {
 			sum := out.Classes[class]

@@ -84,11 +84,8 @@ func unharmed(at string, s load.System, direct *load.System) []Verdict {
 		return nil
 	}
 	out := []Verdict{verdict(at+"goodput / direct", *s.GoodputRatio / *direct.GoodputRatio, AtLeast, 1-noHarm, "")}
-	for _, class := range []inference.Class{inference.VIP, inference.Normal, inference.Batch} {
-		a, b := s.Classes[class.String()].TTFT, direct.Classes[class.String()].TTFT
-		if a != nil && b != nil {
-			out = append(out, verdict(fmt.Sprintf("%s%s mean TTFT / direct", at, class), a.Mean/b.Mean, AtMost, 1+noHarm, ""))
-		}
+	if s.TTFT != nil && direct.TTFT != nil {
+		out = append(out, verdict(at+"p50 TTFT / direct", s.TTFT.P50/direct.TTFT.P50, AtMost, 1+noHarm, ""))
 	}
 	return out
 }

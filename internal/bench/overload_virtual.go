@@ -23,6 +23,10 @@ func (o *Overload) Virtual(ctx context.Context) (*Result, error) {
 	}
 	b := &overloadBench{Overload: o, mix: mix, result: &Result{Report: load.NewReport("overload", o.Seed), Verdicts: []Verdict{}}}
 	b.terms()
+	if o.Scenario != "" {
+		b.result.Scenario = o.Scenario
+		return b.result, b.scenarios(ctx)
+	}
 	if b.tuned, err = b.tune(ctx); err != nil {
 		return nil, err
 	}
@@ -30,6 +34,20 @@ func (o *Overload) Virtual(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	return b.result, nil
+}
+
+// scenarios plays those that are asked for.
+func (b *overloadBench) scenarios(ctx context.Context) error {
+	for _, s := range OverloadScenarios() {
+		if s.Name != b.Scenario && (b.Scenario != AllScenarios || s.Long) {
+			continue
+		}
+		b.say("\n%s: %s", s.Name, s.About)
+		if err := s.play(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", s.Name, err)
+		}
+	}
+	return nil
 }
 
 // overloadBench is a comparison under way.
@@ -77,27 +95,57 @@ func (b *overloadBench) trial(system string, x float64) trial {
 	return trial{Overload: b.Overload, mix: b.mix, system: system, load: x, tuned: b.tuned}
 }
 
-// runs plays a trial with every seed, reports it and requires that nothing leaks.
+// runs plays a trial with every seed and reports it.
 func (b *overloadBench) runs(ctx context.Context, t trial) (load.System, []*played, error) {
+	return b.all(ctx, t.seeds())
+}
+
+// all plays trials of one kind, reports them as one system and requires that nothing
+// leaks.
+func (b *overloadBench) all(ctx context.Context, trials []trial) (load.System, []*played, error) {
 	begun := time.Now()
-	runs, err := playAll(ctx, t.seeds())
+	runs, err := playAll(ctx, trials)
 	if err != nil {
 		return load.System{}, nil, err
 	}
-	all := pool(runs)
-	sys := load.System{Name: t.system, Load: t.load, DurationS: t.Duration.Seconds()}
+	t, all := trials[0], pool(runs)
+	sys := load.System{Name: t.name(), Load: t.load, DurationS: t.Duration.Seconds()}
 	all.Fill(&sys)
+	sys.TTFT = all.anyTTFT().latency()
 	mean, half := spread(runs, func(p *played) float64 { return p.GoodputRatio })
 	sys.Notes = append(sys.Notes, fmt.Sprintf("%d seeds; goodput ratio %.4f, 95%% within %.4f", len(runs), mean, half))
 	if note := t.note(); note != "" {
 		sys.Notes = append(sys.Notes, note)
 	}
 	b.result.Add(sys)
-	b.say("%-20s %5gx  goodput/optimum %.3f (+-%.3f)  vip %.3f p50 %4.2fs p99 %4.2fs  normal %.3f  batch %.3f  jain %.3f  starved %.1fs  refused %d  (%.1fs)",
-		t.system, t.load, mean, half, all.Classes[inference.VIP].Attainment, all.Classes[inference.VIP].TTFT.P50.Seconds(), all.Classes[inference.VIP].TTFT.P99.Seconds(),
+	vip := all.Classes[inference.VIP]
+	b.say("%-40s %5gx  goodput/optimum %.3f (+-%.3f)  feasible %.3f  vip %.3f p50 %4.2fs p99 %4.2fs  normal %.3f  batch %.3f  jain %.3f  starved %.1fs  refused %d  (%.1fs)",
+		t.name(), t.load, mean, half, all.FeasibleRatio, vip.Attainment, vip.TTFT.P50.Seconds(), vip.TTFT.P99.Seconds(),
 		all.Classes[inference.Normal].Attainment, all.Classes[inference.Batch].Attainment, all.Jain, all.Starvation.Seconds(), all.Rejections.Latency.N, time.Since(begun).Seconds())
-	b.zero(fmt.Sprintf("%s %gx", t.system, t.load), all.leaks)
+	for _, c := range []inference.Class{inference.VIP, inference.Normal, inference.Batch} {
+		if f := all.missed[c]; b.Trail != nil {
+			fmt.Fprintf(b.Trail, "  %s: of %d offered %d refused, %d cut, %d late, %d slow\n", c, all.Classes[c].Offered, f.refused, f.cut, f.late, f.slow)
+		}
+	}
+	b.zero(fmt.Sprintf("%s %gx", t.name(), t.load), all.leaks)
 	return sys, runs, nil
+}
+
+// anyTTFT is over all classes.
+func (p *played) anyTTFT() Quantiles {
+	var all []time.Duration
+	for _, v := range p.ttft {
+		all = append(all, v...)
+	}
+	return quantiles(all)
+}
+
+// name is the system's in the report.
+func (t *trial) name() string {
+	if t.label == "" {
+		return t.system
+	}
+	return t.system + " (" + t.label + ")"
 }
 
 // note is what a system was set to.

@@ -296,6 +296,7 @@ type virtualEngine struct {
 	down     bool
 	life     int // kills so far
 	pace     float64
+	held     time.Duration // it stands still until then
 	running  map[*call]struct{}
 }
 
@@ -328,6 +329,10 @@ func (e *virtualEngine) kick() {
 	if e.stepping || e.down {
 		return
 	}
+	if e.w.now < e.held {
+		e.later(e.kick)
+		return
+	}
 	step := e.batch.Step(e.w.now)
 	if step.Duration == 0 {
 		return
@@ -341,14 +346,31 @@ func (e *virtualEngine) kick() {
 	})
 }
 
+// later goes on when the engine does.
+func (e *virtualEngine) later(do func()) {
+	e.stepping = true
+	life := e.life
+	e.w.at(e.held, func() {
+		if e.life == life {
+			e.stepping = false
+			do()
+		}
+	})
+}
+
 // finish hands out what a step has made.
 func (e *virtualEngine) finish(step engine.Step) {
+	if e.w.now < e.held {
+		e.later(func() { e.finish(step) })
+		return
+	}
+	e.stepping = true // what comes in meanwhile is part of the next step
 	for _, s := range step.Emitted {
 		if c := s.Owner.(*call); !c.over {
 			e.w.token(c)
 		}
 	}
-	e.stepping = false // what came in meanwhile is part of the next step
+	e.stepping = false
 	e.kick()
 }
 
@@ -376,6 +398,9 @@ func (w *World) Restore(i int, factor float64) {
 
 // Slow changes an engine's pace.
 func (w *World) Slow(i int, factor float64) { w.engines[i].setPace(factor) }
+
+// Hold lets an engine stand still for some time, without a word.
+func (w *World) Hold(i int, d time.Duration) { w.engines[i].held = w.now + d }
 
 // mark tells the gateways whether an engine is up.
 func (w *World) mark(i int, down bool) {
