@@ -30,6 +30,7 @@ type Signals struct {
 	Ended     int64         // streams judged
 	Slow      int64         // those that were slower than their objective
 	InFlight  float64       // mean number of requests in flight
+	Running   float64       // most streams past their first token
 	Standing  float64       // mean number of prompt tokens outstanding
 	Context   float64       // tokens held now
 	Waiting   bool          // requests wait for this instance
@@ -62,32 +63,37 @@ const (
 	floorLimit = 2    // one stream alone has no neighbour to be slowed by
 	ceiling    = 4096 // what cannot be measured does not grow beyond this
 
-	enoughGaps    = 30   // gaps behind a decision
-	startShare    = 0.80 // of the objective that the mean gap is steered to
-	lowestShare   = 0.40
-	highestShare  = 0.97
-	slowTarget    = 0.02 // streams over their objective
-	judgeEvery    = 4    // periods
-	judgeStreams  = 10
-	firstShare    = 0.6    // of the budget, for the time to first token that prompts do not explain
-	windowShare   = 0.125  // of the budget, for the prompts ahead
-	smallestWin   = 1024   // prompt tokens
-	enoughPrompts = 16     // prompts behind a rate of prefill
-	enoughReading = 0.5    // seconds behind it
-	peakRises     = 0.2    // share of the way to a higher rate
-	peakFalls     = 0.02   // to a lower one
-	enoughFirsts  = 16     // first tokens behind a judgement
-	blockedRatio  = 1.35   // of the time that prompts explain, above which they stand still
-	clearRatio    = 2.0    // the same for a single period
-	clearFirsts   = 3      // first tokens behind such a period
-	memoryForgets = 120.0  // seconds without a sign after which the limit is dropped
-	memoryShare   = 0.93   // of the tokens held when memory was full
-	memorySettles = 2.0    // seconds after which a lower limit has shown what it does
-	slowestGrowth = 0.0005 // of the memory's limit, a period
-	fastestGrowth = 0.05
-	growthDoubles = 10.0 // seconds without a sign that memory is full
-	efficiency    = 0.85 // of the most throughput, without an objective
-	slowestTarget = 100 * time.Millisecond
+	enoughGaps      = 30   // gaps behind a decision
+	startShare      = 0.80 // of the objective that the mean gap is steered to
+	lowestShare     = 0.40
+	highestShare    = 0.97
+	slowTarget      = 0.02 // streams over their objective
+	judgeEvery      = 4    // periods
+	judgeStreams    = 10
+	firstShare      = 0.6   // of the budget, for the time to first token that prompts do not explain
+	windowShare     = 0.125 // of the budget, for the prompts ahead
+	smallestWin     = 1024  // prompt tokens
+	enoughPrompts   = 16    // prompts behind a rate of prefill
+	enoughReading   = 0.5   // seconds behind it
+	peakRises       = 0.2   // share of the way to a higher rate
+	peakFalls       = 0.02  // to a lower one
+	enoughFirsts    = 16    // first tokens behind a judgement
+	fullRatio       = 1.35  // of the time that prompts explain, above which they stand still
+	clearRatio      = 2.0   // the same for a single period
+	clearFirsts     = 3     // first tokens behind such a period
+	holdForgets     = 120.0 // seconds without a sign after which the limit is dropped
+	holdSettles     = 2.0   // seconds after which a lower limit has shown what it does
+	slowestStep     = 3.0   // mean gaps that a step with a prompt in it takes at most
+	smallestChunk   = 256   // prompt tokens that any engine reads in a step
+	fewSequences    = 16
+	firstPatience   = 10.0 // seconds before one sequence more is tried
+	longestPatience = 320.0
+	memoryShare     = 0.93   // of the tokens held when memory was full
+	slowestGrowth   = 0.0005 // of the memory's limit, a period
+	fastestGrowth   = 0.05
+	growthDoubles   = 10.0 // seconds without a sign that memory is full
+	efficiency      = 0.85 // of the most throughput, without an objective
+	slowestTarget   = 100 * time.Millisecond
 )
 
 // Learned is the governor's law. It steers the mean time per output token, of
@@ -109,6 +115,9 @@ type Learned struct {
 	began  bool    // first is known
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
+	slots  float64 // sequences, where few run; 0 is not known
+
+	patience float64 // seconds before one sequence more is tried
 
 	suspect         int     // judgements in a row that memory is full
 	calm            float64 // seconds since memory was full
@@ -133,7 +142,7 @@ func (*Learned) Ended(Ended) {}
 func (l *Learned) Next(s *Signals) Limits {
 	if s.Recovered { // what it could do it may not do yet
 		l.limit = max(floorLimit, l.limit/8)
-		l.peak, l.first, l.began = 0, 0, false
+		l.peak, l.first, l.began, l.slots = 0, 0, false, 0
 	}
 	l.prefill(s)
 	if s.Provider {
@@ -143,7 +152,11 @@ func (l *Learned) Next(s *Signals) Limits {
 	l.hold(s)
 	l.steer(s)
 	l.limit = min(max(l.limit, floorLimit), ceiling)
-	return Limits{Requests: math.Round(l.limit), PromptTokens: l.window(s), Memory: l.memory}
+	requests := math.Round(l.limit)
+	if l.slots > 0 {
+		requests = min(requests, l.slots)
+	}
+	return Limits{Requests: requests, PromptTokens: l.window(s), Memory: l.memory}
 }
 
 // account is the law for a hosted account: nothing is known of its machines, so
@@ -228,42 +241,73 @@ func (l *Learned) judge(s *Signals) {
 	l.ended, l.slow = 0, 0
 }
 
-// hold learns how many tokens fit into the instance's memory. An engine whose
-// memory is full (or whose batch is) leaves prompts standing: their first tokens
-// come later than the prompts ahead of them and one step explain. One such period
-// may be a hiccup of the machine; two in a row are believed, and the engine's own
-// count of preemptions, where it is scraped, at once.
+// hold learns how much runs in the instance at once: how many tokens fit into its
+// memory or, where few sequences run, how many sequences. An engine that is full
+// leaves prompts standing: their first tokens come later than the prompts ahead of
+// them explain. One such period may be a hiccup of the machine; two in a row are
+// believed, and the engine's own count of preemptions, where it is scraped, at once.
 func (l *Learned) hold(s *Signals) {
-	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
-	l.firsts += float64(s.Firsts)
-	l.took += float64(s.Firsts) * s.First.Seconds()
-	l.explained += float64(s.Firsts) * explained
-	blocked := s.Firsts >= clearFirsts && l.peak > 0 && s.First.Seconds() > clearRatio*explained
-	if l.firsts >= enoughFirsts {
-		if blocked = blocked || l.peak > 0 && l.took > blockedRatio*l.explained; !blocked {
-			l.suspect = 0
-		}
-		l.firsts, l.took, l.explained = 0, 0, 0
-	}
-	if blocked {
+	full := l.full(s)
+	if full {
 		l.suspect++
 	}
-	if s.Preempted > 1 { // the engine says so itself
-		blocked, l.suspect = true, 2
+	if s.Preempted > 1 {
+		full, l.suspect = true, 2
 	}
 	l.calm += period.Seconds()
+	full = full && (l.suspect >= 2 || l.memory > 0 || l.slots > 0) && (l.memory == 0 && l.slots == 0 || l.calm > holdSettles)
 	switch {
-	case blocked && (l.memory == 0 && l.suspect >= 2 || l.memory > 0 && l.calm > memorySettles):
+	case full && s.Running < fewSequences:
+		l.fewer(s)
+	case full:
 		used := s.Context - s.Standing
 		if l.memory > 0 {
 			used = min(used, l.memory)
 		}
 		l.memory, l.calm = memoryShare*used, 0
-	case l.calm > memoryForgets:
+	case l.calm > holdForgets:
 		l.memory = 0
 	case l.memory > 0 && s.Context > 0.97*l.memory:
 		l.memory *= 1 + min(slowestGrowth*math.Exp2(l.calm/growthDoubles), fastestGrowth)
 	}
+	if l.slots > 0 && s.Waiting && s.InFlight > l.slots-0.5 && l.calm > l.patience {
+		l.slots++ // perhaps there is one more
+		l.calm = 0
+	}
+}
+
+// full judges whether prompts stand although they could be read: by the rate of
+// prefill that was seen, and by the least that any engine reads in a step, which
+// holds when that rate was never seen.
+func (l *Learned) full(s *Signals) bool {
+	steps := slowestStep * s.Gap.Seconds() * (2 + s.Ahead/smallestChunk)
+	if s.Firsts > 0 && s.Gap > 0 && s.First.Seconds() > max(steps, 2*l.prefillTime(s.Ahead)*clearRatio) {
+		return true
+	}
+	explained := l.prefillTime(s.Ahead) + s.Gap.Seconds()
+	l.firsts += float64(s.Firsts)
+	l.took += float64(s.Firsts) * s.First.Seconds()
+	l.explained += float64(s.Firsts) * explained
+	full := s.Firsts >= clearFirsts && l.peak > 0 && s.First.Seconds() > clearRatio*explained
+	if l.firsts >= enoughFirsts {
+		if full = full || l.peak > 0 && l.took > fullRatio*l.explained; !full {
+			l.suspect = 0
+		}
+		l.firsts, l.took, l.explained = 0, 0, 0
+	}
+	return full
+}
+
+// fewer takes the sequences that run for all that can. Tokens say little about so
+// few. One more is tried after a time that doubles with each failure.
+func (l *Learned) fewer(s *Signals) {
+	switch {
+	case l.slots == 0:
+		l.patience = firstPatience
+	case s.Running < l.slots:
+		l.patience = min(2*l.patience, longestPatience)
+	}
+	l.slots, l.calm = max(1, s.Running), 0
 }
 
 // prefill learns the rate of prefill, while there is something to read, and the

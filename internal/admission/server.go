@@ -25,6 +25,7 @@ type server struct {
 		samples  float64
 		inFlight float64 // sums over samples
 		standing float64
+		running  float64 // most streams in a sample
 	}
 }
 
@@ -89,6 +90,7 @@ func (s *server) sample() {
 	s.mu.samples++
 	s.mu.inFlight += float64(live.InFlight())
 	s.mu.standing += float64(live.PromptTokens())
+	s.mu.running = max(s.mu.running, float64(live.Streams()))
 }
 
 // demand is what the instance's clients want of it.
@@ -123,7 +125,8 @@ func (s *server) decide(now time.Time, d demand) {
 	if up := live.UpSince(); up != s.mu.upSince {
 		s.mu.upSince, in.Recovered = up, true
 	}
-	s.mu.before, s.mu.samples, s.mu.inFlight, s.mu.standing = r, 0, 0, 0
+	in.Running = s.mu.running
+	s.mu.before, s.mu.samples, s.mu.inFlight, s.mu.standing, s.mu.running = r, 0, 0, 0, 0
 	l := s.mu.limiter.Next(&in)
 	s.set(&l, i)
 	if learned, ok := s.mu.limiter.(*Learned); ok {

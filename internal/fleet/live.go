@@ -255,6 +255,9 @@ func (l *Live) Limits() (requests, promptTokens, memory int64) {
 	return l.limit.Load(), l.window.Load(), l.memory.Load()
 }
 
+// Streams is the number of streams past their first token.
+func (l *Live) Streams() int64 { return l.pulse.streams.Load() }
+
 // Meter counts what passes the instance.
 func (l *Live) Meter() *Meter { return &l.meter }
 
