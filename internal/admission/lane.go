@@ -254,7 +254,6 @@ type pool struct {
 	start   [classes]float64 // start tag of the class's next request
 	virtual float64          // start tag of the request that was sent last
 	first   atomic.Uint64    // float64 bits: mean time from the attempt's start to the first token, seconds
-	held    float64
 	refused float64
 	unmet   float64
 }

@@ -148,7 +148,10 @@ func (g *Governor) redeem(now time.Time, w *Waiter, p pledge) bool {
 func (g *Governor) refuse(now time.Time, w *Waiter, set *settings, reason string, wait time.Duration) error {
 	req, l := w.plan.Request, w.lane
 	e := inference.Errorf(inference.CodeOverloaded, "the servers of model %q are busy; try again later", req.Model)
-	e.Reason, e.Position, e.Predicted = reason, l.class[w.class].n+1, wait
+	e.Reason = reason
+	if reason != reasonShed {
+		e.Position, e.Predicted = l.class[w.class].n+1, wait
+	}
 	g.count.refuse(w.class, reason)
 	p := l.pools[0]
 	p.refused += float64(w.plan.Tokens) + value(&l.learned.output, firstOutput)

@@ -176,9 +176,9 @@ type Request struct {
 	Wait     time.Duration // longest wait for a first token the client asked for; 0 is its class's
 
 	Patience  time.Duration // how long the client's SDK waits for the first byte of an answer; it only shortens a wait; 0 is not known
-	Ticket    string // a return ticket that the client shows, as it came; "" is none
-	Retry     int    // which retry the client's SDK says this is; 0 is the first try
-	DegradeOK bool   // the client takes a lesser answer rather than none
+	Ticket    string        // a return ticket that the client shows, as it came; "" is none
+	Retry     int           // which retry the client's SDK says this is; 0 is the first try
+	DegradeOK bool          // the client takes a lesser answer rather than none
 
 	Fields
 }
