@@ -348,11 +348,11 @@ func (o *Overload) Phases(phases []Phase, seed uint64, mix Mix) ([]load.Config, 
 		}
 		var profile []string
 		for _, ph := range phases {
-			from, to := classShare*p.rate, classShare*p.rate
+			from, to := min(classShare, mostShare*ph.From), min(classShare, mostShare*ph.To)
 			if class == inference.Normal {
-				from, to = max(0, ph.From-2*classShare)*p.rate, max(0, ph.To-2*classShare)*p.rate
+				from, to = ph.From-2*from, ph.To-2*to
 			}
-			profile = append(profile, fmt.Sprintf("ramp %.4f-%.4f/s:%v", from, to, ph.Length))
+			profile = append(profile, fmt.Sprintf("ramp %.4f-%.4f/s:%v", from*p.rate, to*p.rate, ph.Length))
 		}
 		cfg := p.Config
 		cfg.Schedule.Profile = strings.Join(profile, ",")

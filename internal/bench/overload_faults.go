@@ -98,6 +98,13 @@ func playArena(ctx context.Context, b *overloadBench) error {
 	}
 	b.expect("E5 arena-27clients 4x: Jain", *s.Jain, AtLeast, goodJain)
 	b.expect("E5 arena-27clients 4x: goodput / optimum", *s.GoodputRatio, AtLeast, goodTransfer)
+	one, _, err := v.runs(ctx, v.labelled("arena, one class", 4, func(t *trial) {
+		t.arrivals = changed(func(a *Arrival) { a.Class = inference.Normal })
+	}))
+	if err != nil {
+		return err
+	}
+	b.expect("E5 arena-27clients 4x, all of them normal: Jain", *one.Jain, AtLeast, goodJain)
 	flooder, times := flooder(before)
 	_, after, err := v.runs(ctx, v.labelled("arena, "+flooder+" floods", 4, func(t *trial) { t.arrivals = flooded(flooder, times) }))
 	if err != nil {

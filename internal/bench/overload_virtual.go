@@ -166,7 +166,7 @@ func (b *overloadBench) zero(where string, leaks []string) {
 	if len(leaks) > 0 {
 		b.say("%s: not zero: %s", where, strings.Join(leaks, ", "))
 	}
-	b.result.Verdicts = append(b.result.Verdicts, verdict(where+": counters not at zero", float64(len(leaks)), Exactly, 0, ""))
+	b.result.Verdicts = append(b.result.Verdicts, verdict(where+zeroVerdict, float64(len(leaks)), Exactly, 0, ""))
 }
 
 // The search for what a baseline does best with: short runs at twice the capacity
