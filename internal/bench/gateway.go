@@ -33,6 +33,11 @@ type gatewayProcess struct {
 	client    *http.Client
 }
 
+// newPageClient reads the pages of operators.
+func newPageClient() *http.Client {
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
 // list is a key with a list of strings, in YAML.
 func list(key string, values []string) string {
 	b, _ := json.Marshal(values) // strings always marshal
@@ -42,6 +47,21 @@ func list(key string, values []string) string {
 // startGatewayProcess starts a gateway whose one pool finds its instances as the
 // given line of YAML says.
 func startGatewayProcess(ctx context.Context, r *rig, instances string) (*gatewayProcess, error) {
+	g, err := newGatewayProcess(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.configure(instances, 600); err != nil {
+		return nil, err
+	}
+	if err := g.launch(ctx); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// newGatewayProcess is a gateway with addresses and without a configuration.
+func newGatewayProcess(r *rig) (*gatewayProcess, error) {
 	var at [2]string
 	for i := range at {
 		var err error
@@ -51,23 +71,25 @@ func startGatewayProcess(ctx context.Context, r *rig, instances string) (*gatewa
 	}
 	g := &gatewayProcess{
 		url: "http://" + at[0], admin: "http://" + at[1], config: r.path("spillway.yaml"), accessLog: r.path("access.log"),
-		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
+		client: newPageClient(),
 	}
 	g.process = process{name: "gateway", binary: r.Binary, args: []string{"serve", "-c", g.config, "--listen", at[0], "--admin-listen", at[1]}, errors: r.Err}
-	if err := g.configure(instances, 600); err != nil {
-		return nil, err
-	}
+	return g, nil
+}
+
+// launch starts the gateway and waits until it is ready.
+func (g *gatewayProcess) launch(ctx context.Context) error {
 	if err := g.start(ctx, ""); err != nil {
-		return nil, err
+		return err
 	}
 	if err := waitReady(ctx, g.url+"/readyz"); err != nil {
 		g.stop()
-		return nil, err
+		return err
 	}
 	if !g.running() { // somebody else answers there
-		return nil, fmt.Errorf("start the gateway: it ended at once")
+		return fmt.Errorf("start the gateway: it ended at once")
 	}
-	return g, nil
+	return nil
 }
 
 // configure writes the configuration file, all at once. timeout is in seconds:

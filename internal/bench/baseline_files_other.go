@@ -1,0 +1,6 @@
+//go:build !unix
+
+package bench
+
+// openFiles is the number of files that a process may have open.
+func openFiles() int { return mostFiles }

@@ -1,0 +1,14 @@
+//go:build unix
+
+package bench
+
+import "syscall"
+
+// openFiles is the number of files that a process may have open.
+func openFiles() int {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return usualFiles
+	}
+	return int(min(uint64(limit.Cur), mostFiles))
+}
