@@ -73,7 +73,7 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return writeResult(env, result, jsonFile)
+			return writeResult(env, result, jsonFile, true)
 		},
 	}
 	f := c.Flags()
@@ -88,11 +88,17 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 	return c
 }
 
-// writeResult prints a result, writes it to a file when one is named, and is an
+// writeResult prints a result, with its table or without, writes it to a file when one is named, and is an
 // error when a requirement was missed.
-func writeResult(env Env, result *bench.Result, file string) error {
+func writeResult(env Env, result *bench.Result, file string, table bool) error {
 	fmt.Fprintln(env.Stdout)
-	if err := result.Write(env.Stdout); err != nil {
+	shown := *result
+	if !table {
+		report := *result.Report
+		report.Systems = nil
+		shown.Report = &report
+	}
+	if err := shown.Write(env.Stdout); err != nil {
 		return err
 	}
 	if file != "" {
