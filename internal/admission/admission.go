@@ -195,11 +195,7 @@ func (g *Governor) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instanc
 // take picks at once. Without a lease and without an error there is nothing now
 // but something worth waiting for.
 func (g *Governor) take(now time.Time, l *lane, plan *fleet.Plan, tried []*fleet.Instance) (*fleet.Lease, error) {
-	lease, status := plan.Take(now, tried)
-	if lease == nil && plan.Faithful && status > fleet.Cooling {
-		plan.Faithful = false // the model itself cannot be had at all
-		lease, status = plan.Take(now, tried)
-	}
+	lease, status := pick(now, plan, tried)
 	switch {
 	case lease != nil:
 		g.admit(l, lease)
@@ -208,6 +204,17 @@ func (g *Governor) take(now time.Time, l *lane, plan *fleet.Plan, tried []*fleet
 		return nil, plan.Refusal(now, tried)
 	}
 	return nil, nil
+}
+
+// pick takes a slot of the model itself or, when that cannot be had at all, of one
+// that stands in for it. Without one the status says what could be waited for.
+func pick(now time.Time, plan *fleet.Plan, tried []*fleet.Instance) (*fleet.Lease, fleet.Status) {
+	lease, status := plan.Take(now, tried)
+	if lease == nil && plan.Faithful && status > fleet.Cooling {
+		plan.Faithful = false
+		lease, status = plan.Take(now, tried)
+	}
+	return lease, status
 }
 
 // admit marks a lease as the governor's.
@@ -242,12 +249,9 @@ func (g *Governor) lane(plan *fleet.Plan) *lane {
 		return l
 	}
 	l := &lane{key: key, model: plan.Request.Model, used: g.mu.ticked}
-	for i := range plan.Candidates {
-		if p := g.pool(plan.Candidates[i].Pool); !slices.Contains(l.pools, p) {
-			l.pools = append(l.pools, p)
-			p.lanes = append(p.lanes, l)
-		}
-	}
+	l.add(g, plan, false)
+	l.own = len(l.pools)
+	l.add(g, plan, true)
 	next := make(map[uint64]*lane, len(old)+1)
 	maps.Copy(next, old)
 	if len(next) >= maxLanes {
@@ -332,8 +336,9 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 			return lease, nil, err
 		}
 	}
-	if first {
-		// Alone in its lane: what cannot be had at all need not be waited for.
+	if first || w.again {
+		// Alone in its lane, or not willing to take what was tried: what cannot be
+		// had at all need not be waited for.
 		if lease, err := g.take(now, w.lane, w.plan, w.tried); lease != nil || err != nil {
 			g.dequeue(now, w)
 			w.done = true

@@ -78,20 +78,20 @@ func (g *Governor) dequeue(now time.Time, w *Waiter) {
 	}
 }
 
-// maxMisses bounds the heads that are passed over in one round because the pool's
-// room is none for them.
+// maxMisses bounds the attempts after the first, and then the heads, that are passed
+// over in one round because the pool's room is none for them.
 const maxMisses = 8
 
 // dispatch sends the best heads to a pool as long as it has room. The caller holds
 // mu.
 func (g *Governor) dispatch(now time.Time, p *pool, set *settings) {
-	var missed [maxMisses]*Waiter
+	var missed [2 * maxMisses]*Waiter
 	misses := 0
-	for g.waiting.Load() > 0 && misses < maxMisses {
+	for g.waiting.Load() > 0 && misses < len(missed) {
 		if s := p.fleet.Status(now.UnixNano()); s == fleet.Full || s == fleet.Cooling || s >= fleet.Draining {
 			return
 		}
-		w := g.next(p, set, missed[:misses])
+		w := g.next(now, p, missed[:misses])
 		if w == nil {
 			return
 		}
@@ -100,20 +100,29 @@ func (g *Governor) dispatch(now time.Time, p *pool, set *settings) {
 			continue
 		}
 		w.refresh()
-		lease, _ := w.plan.Take(now, w.tried)
-		if lease == nil {
+		lease, status := pick(now, w.plan, w.tried)
+		switch {
+		case lease != nil:
+			g.grant(now, w, lease, set)
+		case w.again && status > fleet.Cooling: // it has tried all there is
+			g.dequeue(now, w)
+			w.finish(nil, w.plan.Refusal(now, w.tried))
+		default:
 			missed[misses] = w
 			misses++
-			continue
 		}
-		g.grant(now, w, lease, set)
 	}
 }
 
-// next is the request that a pool's room goes to. The caller holds mu.
-func (g *Governor) next(p *pool, set *settings, missed []*Waiter) *Waiter {
+// next is the request that a pool's room goes to. Attempts after the first go
+// first, but a few that have tried what is open here do not hold up the rest. The
+// caller holds mu.
+func (g *Governor) next(now time.Time, p *pool, missed []*Waiter) *Waiter {
 	var best *Waiter
 	for _, l := range p.lanes {
+		if len(missed) >= maxMisses {
+			break
+		}
 		for _, w := range l.again {
 			if (best == nil || w.arrived.Before(best.arrived)) && !slices.Contains(missed, w) {
 				best = w
@@ -126,7 +135,7 @@ func (g *Governor) next(p *pool, set *settings, missed []*Waiter) *Waiter {
 	}
 	least := 0.0
 	for _, c := range shared {
-		w := p.head(c, missed)
+		w := g.head(now, p, c, missed)
 		if w == nil {
 			continue
 		}
@@ -135,18 +144,18 @@ func (g *Governor) next(p *pool, set *settings, missed []*Waiter) *Waiter {
 		}
 	}
 	if best == nil {
-		best = p.head(inference.Idle, missed)
+		best = g.head(now, p, inference.Idle, missed)
 	}
 	return best
 }
 
-// head is the request of a class whose tenant was served least, in all lanes of
-// the pool.
-func (p *pool) head(c inference.Class, missed []*Waiter) *Waiter {
+// head is the request of a class whose tenant was served least, in all lanes that
+// the pool may serve now. The caller holds mu.
+func (g *Governor) head(now time.Time, p *pool, c inference.Class, missed []*Waiter) *Waiter {
 	var best *Waiter
 	for _, l := range p.lanes {
 		w := l.class[c].head()
-		if w == nil || slices.Contains(missed, w) {
+		if w == nil || slices.Contains(missed, w) || l.standIn(p) && g.Step() < StepCheaperModel && !l.lost(now) {
 			continue
 		}
 		if best == nil || w.ticket && !best.ticket || w.ticket == best.ticket && w.account.counter < best.account.counter {

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"hash/maphash"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,12 +24,40 @@ type lane struct {
 	key     uint64
 	model   string
 	pools   []*pool
+	own     int       // pools[:own] serve the model itself, the others one that stands in for it
 	again   []*Waiter // attempts after the first, in the order in which they came
 	class   [classes]classQueue
 	waiting int
 	dark    bool // no instance can be had in any of its pools, and none soon
 	used    time.Time
 	learned learned
+}
+
+// add puts the pools of the candidates that serve the model itself, or of those that
+// stand in for it, behind the lane's pools. The caller holds the governor's mutex.
+func (l *lane) add(g *Governor, plan *fleet.Plan, standIn bool) {
+	for i := range plan.Candidates {
+		c := &plan.Candidates[i]
+		if p := g.pool(c.Pool); (c.Fallback != "") == standIn && !slices.Contains(l.pools, p) {
+			l.pools = append(l.pools, p)
+			p.lanes = append(p.lanes, l)
+		}
+	}
+}
+
+// standIn says whether the pool only serves a model that stands in for the lane's.
+func (l *lane) standIn(p *pool) bool {
+	return l.own < len(l.pools) && slices.Contains(l.pools[l.own:], p)
+}
+
+// lost says whether the model itself cannot be had, nor soon.
+func (l *lane) lost(now time.Time) bool {
+	for _, p := range l.pools[:l.own] {
+		if p.fleet.Status(now.UnixNano()) <= fleet.Cooling {
+			return false
+		}
+	}
+	return true
 }
 
 // classQueue is a class of a lane.
