@@ -66,7 +66,7 @@ type Governor struct {
 
 	mu struct {
 		sync.Mutex
-		pools    map[*fleet.Live]*pool
+		pools    map[uint64]*pool // by the hash of the name: a pool may go and come back
 		accounts map[accountKey]*account
 		level    [classes]float64 // counter of the tenant that was served last
 		bytes    int64            // of waiting requests
@@ -97,7 +97,7 @@ func New(cfg Config, f *fleet.Fleet, emergency *Emergency, log *slog.Logger) *Go
 	g := &Governor{fleet: f, emergency: emergency, log: log.With("component", "admission"), seed: maphash.MakeSeed(), descs: newDescs(), waits: newWaits()}
 	g.lanes.Store(&map[uint64]*lane{})
 	g.servers.Store(&map[*fleet.Live]*server{})
-	g.mu.pools = make(map[*fleet.Live]*pool)
+	g.mu.pools = make(map[uint64]*pool)
 	g.mu.accounts = make(map[accountKey]*account)
 	g.mu.spent = make(map[uint64]time.Time)
 	g.Apply(cfg)
@@ -285,10 +285,10 @@ func (g *Governor) dropLane(lanes map[uint64]*lane) {
 
 // pool finds or makes what is kept of a pool. The caller holds mu.
 func (g *Governor) pool(fp *fleet.Pool) *pool {
-	p, ok := g.mu.pools[fp.Live]
+	p, ok := g.mu.pools[fp.Hash]
 	if !ok {
-		p = &pool{live: fp.Live, fleet: fp}
-		g.mu.pools[fp.Live] = p
+		p = &pool{hash: fp.Hash, fleet: fp}
+		g.mu.pools[fp.Hash] = p
 	}
 	return p
 }
@@ -351,7 +351,7 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 // Prefilled implements fleet.Watcher.
 func (g *Governor) Prefilled(l *fleet.Lease, now time.Time, took time.Duration) {
 	for _, p := range l.Tag.(*lane).pools {
-		if p.live == l.Instance.Pool.Live {
+		if p.hash == l.Instance.Pool.Hash {
 			towards(&p.first, took.Seconds(), took.Seconds(), 1.0/16)
 		}
 	}
@@ -384,7 +384,7 @@ func (g *Governor) room(now time.Time, fp *fleet.Pool) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if p, ok := g.mu.pools[fp.Live]; ok {
+	if p, ok := g.mu.pools[fp.Hash]; ok {
 		g.dispatch(now, p, g.set.Load())
 	}
 }

@@ -277,8 +277,8 @@ func (b *backlog) perSecond() float64 {
 // pool is what the governor keeps of a pool: the virtual time of start-time fair
 // queueing among its classes (Goyal et al. 1996).
 type pool struct {
-	live    *fleet.Live
-	fleet   *fleet.Pool // of the current snapshot
+	hash    uint64      // of the name
+	fleet   *fleet.Pool // of the last snapshot that has it
 	lanes   []*lane
 	start   [classes]float64 // start tag of the class's next request
 	virtual float64          // start tag of the request that was sent last

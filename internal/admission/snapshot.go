@@ -74,7 +74,7 @@ func (g *Governor) Snapshot() Snapshot {
 	s.Models = make(map[ModelClass]ModelState)
 	held := make(map[*pool]*PoolState)
 	for _, p := range g.mu.pools {
-		st := &PoolState{Name: p.fleet.Name, InFlight: p.live.InFlight(), Refused: p.refused, Unmet: p.unmet}
+		st := &PoolState{Name: p.fleet.Name, InFlight: p.fleet.Live.InFlight(), Refused: p.refused, Unmet: p.unmet}
 		for _, i := range p.fleet.Instances {
 			limit, _, _ := i.Live.Limits()
 			st.Limit += limit

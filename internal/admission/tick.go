@@ -139,18 +139,18 @@ func (g *Governor) overdue(now time.Time, set *settings) {
 
 // decide lets every limiter decide. The caller holds mu.
 func (g *Governor) decide(now time.Time, set *settings) {
-	waiting := make(map[*fleet.Live]bool)
+	waiting := make(map[uint64]bool)
 	for _, l := range *g.lanes.Load() {
 		if l.waiting > 0 {
 			for _, p := range l.pools {
-				waiting[p.live] = true
+				waiting[p.hash] = true
 			}
 		}
 	}
 	d := g.demand(now, set)
 	for _, s := range *g.servers.Load() {
 		s.mu.Lock()
-		pool := s.mu.instance.Pool.Live
+		pool := s.mu.instance.Pool.Hash
 		s.mu.Unlock()
 		d.waiting = waiting[pool]
 		s.decide(now, d)

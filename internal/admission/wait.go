@@ -90,7 +90,7 @@ func (w *Waiter) Leave(now time.Time) {
 func (w *Waiter) refresh() {
 	for i := range w.plan.Candidates {
 		c := &w.plan.Candidates[i]
-		if p, ok := w.g.mu.pools[c.Pool.Live]; ok && p.fleet != c.Pool {
+		if p, ok := w.g.mu.pools[c.Pool.Hash]; ok && p.fleet != c.Pool {
 			c.Pool = p.fleet
 		}
 	}
