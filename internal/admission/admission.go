@@ -244,6 +244,11 @@ func (g *Governor) lane(plan *fleet.Plan) *lane {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.addLane(key, plan)
+}
+
+// addLane makes the plan's lane unless it is there. The caller holds mu.
+func (g *Governor) addLane(key uint64, plan *fleet.Plan) *lane {
 	old := *g.lanes.Load()
 	if l, ok := old[key]; ok {
 		return l
@@ -323,6 +328,7 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	set := g.set.Load()
+	w.lane = g.addLane(w.lane.key, w.plan) // it may have been forgotten since it was found
 	g.deadline(w, set)
 	if err := g.judge(now, w, set); err != nil {
 		return nil, nil, err
