@@ -330,10 +330,15 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 	set := g.set.Load()
 	w.lane = g.addLane(w.lane.key, w.plan) // it may have been forgotten since it was found
 	g.deadline(w, set)
+	first := w.lane.waiting == 0
+	if first && g.full(w, set) && !g.sheds(now, w.class) { // of others: it may need no place in the queue
+		if lease, err := g.take(now, w.lane, w.plan, w.tried); lease != nil || err != nil {
+			return lease, nil, err
+		}
+	}
 	if err := g.judge(now, w, set); err != nil {
 		return nil, nil, err
 	}
-	first := w.lane.waiting == 0
 	g.enqueue(now, w)
 	for _, p := range w.lane.pools {
 		g.dispatch(now, p, set)

@@ -35,7 +35,7 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 		return g.refuse(now, w, set, reasonShed, time.Minute)
 	case w.again:
 		return nil
-	case int(g.waiting.Load()) >= set.Queue.Requests || g.mu.bytes+w.bytes > int64(set.Queue.Bytes):
+	case g.full(w, set):
 		return g.refuse(now, w, set, reasonFull, g.predict(now, w, set))
 	case g.claim(now, w, set):
 		w.ticket = true
@@ -58,6 +58,11 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 		return g.refuse(now, w, set, reasonWait, wait)
 	}
 	return nil
+}
+
+// full says whether the queue has no place for the waiter. The caller holds mu.
+func (g *Governor) full(w *Waiter, set *settings) bool {
+	return int(g.waiting.Load()) >= set.Queue.Requests || g.mu.bytes+w.bytes > int64(set.Queue.Bytes)
 }
 
 // predict is how long a newcomer would wait: those ahead of it and the tickets
