@@ -130,8 +130,9 @@ func (g *Governor) claim(now time.Time, w *Waiter, set *settings) bool {
 	if _, used := g.mu.spent[p.nonce]; used || len(g.mu.spent) >= maxSpent {
 		return false
 	}
-	g.mu.spent[p.nonce] = p.due.Add(ticketExpiry)
-	g.redeem(now, w, *p) // another gateway's is not among ours
+	if !g.redeem(now, w, *p) { // another gateway's is not among ours
+		g.mu.spent[p.nonce] = p.due.Add(ticketExpiry)
+	}
 	return true
 }
 
@@ -140,8 +141,14 @@ func (g *Governor) claim(now time.Time, w *Waiter, set *settings) bool {
 // caller holds mu.
 func (g *Governor) redeem(now time.Time, w *Waiter, p pledge) bool {
 	for _, l := range *g.lanes.Load() {
-		if l.model == w.lane.model && l.class[w.class].pledges.claim(now, p.tenant, p.body, p.nonce) {
+		if l.model != w.lane.model {
+			continue
+		}
+		if one, ok := l.class[w.class].pledges.claim(now, p.tenant, p.body, p.nonce); ok {
 			g.mu.tickets--
+			if len(g.mu.spent) < maxSpent { // else none that is shown is honoured
+				g.mu.spent[one.nonce] = one.due.Add(ticketExpiry)
+			}
 			return true
 		}
 	}

@@ -125,8 +125,10 @@ func (g *Governor) overdue(now time.Time, set *settings) {
 		for c := range l.class {
 			q := &l.class[c]
 			shed := g.sheds(now, inference.Class(c))
-			for len(q.back) > 0 && (shed || now.After(q.back[0].latest)) {
-				g.expire(now, q.back[0], set)
+			for _, w := range slices.Clone(q.back) { // they stand in the order in which they came
+				if shed || now.After(w.latest) {
+					g.expire(now, w, set)
+				}
 			}
 			for _, t := range slices.Clone(q.tenants) {
 				for len(t.waiters) > 0 && (shed || now.After(t.waiters[0].latest)) {

@@ -71,18 +71,18 @@ func (p *pledges) of(tenant uint64) int {
 
 // claim finds the tenant's ticket for the body, or by its nonce, that is due and
 // takes it out.
-func (p *pledges) claim(now time.Time, tenant, body, nonce uint64) bool {
+func (p *pledges) claim(now time.Time, tenant, body, nonce uint64) (pledge, bool) {
 	for i := range p.out {
-		t := &p.out[i]
+		t := p.out[i]
 		if t.due.After(now) {
-			return false // the rest is not due yet
+			break // the rest is not due yet
 		}
 		if t.tenant == tenant && (nonce != 0 && t.nonce == nonce || nonce == 0 && t.body == body) && now.Sub(t.due) <= ticketExpiry {
 			p.out = slices.Delete(p.out, i, i+1)
-			return true
+			return t, true
 		}
 	}
-	return false
+	return pledge{}, false
 }
 
 // signer makes tickets and tells true ones.
