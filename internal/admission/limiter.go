@@ -85,13 +85,15 @@ const (
 	holdSettles     = 2.0   // seconds after which a lower limit has shown what it does
 	slowestStep     = 3.0   // mean gaps that a step with a prompt in it takes at most
 	smallestChunk   = 256   // prompt tokens that any engine reads in a step
+	standingShare   = 0.5   // of the window, below which prompts do not stand
 	fewSequences    = 16
+	enoughFull      = 3    // times that an instance was full, behind what it is full of
 	firstPatience   = 10.0 // seconds before one sequence more is tried
 	longestPatience = 320.0
-	memoryShare     = 0.93   // of the tokens held when memory was full
+	memoryShare     = 0.90   // of the tokens held when memory was full
 	slowestGrowth   = 0.0005 // of the memory's limit, a period
 	fastestGrowth   = 0.05
-	growthDoubles   = 10.0 // seconds without a sign that memory is full
+	growthDoubles   = 20.0 // seconds without a sign that memory is full
 	efficiency      = 0.85 // of the most throughput, without an objective
 	slowestTarget   = 100 * time.Millisecond
 )
@@ -115,7 +117,9 @@ type Learned struct {
 	began  bool    // first is known
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
-	slots  float64 // sequences, where few run; 0 is not known
+	slots  float64 // sequences; 0 is not known
+
+	tokens, sequences spread // logarithms of what the instance held when it was full
 
 	patience float64 // seconds before one sequence more is tried
 
@@ -154,7 +158,7 @@ func (l *Learned) Next(s *Signals) Limits {
 	l.limit = min(max(l.limit, floorLimit), ceiling)
 	requests := math.Round(l.limit)
 	if l.slots > 0 {
-		requests = min(requests, l.slots)
+		requests = min(requests, math.Round(l.slots))
 	}
 	return Limits{Requests: requests, PromptTokens: l.window(s), Memory: l.memory}
 }
@@ -242,9 +246,9 @@ func (l *Learned) judge(s *Signals) {
 }
 
 // hold learns how much runs in the instance at once: how many tokens fit into its
-// memory or, where few sequences run, how many sequences. An engine that is full
-// leaves prompts standing: their first tokens come later than the prompts ahead of
-// them explain. One such period may be a hiccup of the machine; two in a row are
+// memory, or how many sequences into its batch. An engine that is full leaves
+// prompts standing: their first tokens come later than the prompts ahead of them
+// explain. One such period may be a hiccup of the machine; two in a row are
 // believed, and the engine's own count of preemptions, where it is scraped, at once.
 func (l *Learned) hold(s *Signals) {
 	full := l.full(s)
@@ -255,31 +259,71 @@ func (l *Learned) hold(s *Signals) {
 		full, l.suspect = true, 2
 	}
 	l.calm += period.Seconds()
-	full = full && (l.suspect >= 2 || l.memory > 0 || l.slots > 0) && (l.memory == 0 && l.slots == 0 || l.calm > holdSettles)
+	known := l.memory > 0 || l.slots > 0
+	if full && (l.suspect >= 2 || known) && (!known || l.calm > holdSettles) {
+		l.fill(s)
+		return
+	}
+	grow := 1 + min(slowestGrowth*math.Exp2(l.calm/growthDoubles), fastestGrowth)
 	switch {
-	case full && s.Running < fewSequences:
-		l.fewer(s)
-	case full:
-		used := s.Context - s.Standing
-		if l.memory > 0 {
-			used = min(used, l.memory)
-		}
-		l.memory, l.calm = memoryShare*used, 0
-	case l.calm > holdForgets:
+	case l.memory > 0 && l.calm > holdForgets:
 		l.memory = 0
 	case l.memory > 0 && s.Context > 0.97*l.memory:
-		l.memory *= 1 + min(slowestGrowth*math.Exp2(l.calm/growthDoubles), fastestGrowth)
-	}
-	if l.slots > 0 && s.Waiting && s.InFlight > l.slots-0.5 && l.calm > l.patience {
+		l.memory *= grow
+	case l.slots >= fewSequences && s.InFlight > 0.97*l.slots:
+		l.slots *= grow
+	case l.slots > 0 && l.slots < fewSequences && s.Waiting && s.InFlight > l.slots-0.5 && l.calm > l.patience:
 		l.slots++ // perhaps there is one more
 		l.calm = 0
 	}
+}
+
+// fill notes what a full instance holds. What it is full of is what varies less
+// from one time to the next: tokens or sequences. Tokens of a few sequences say
+// nothing.
+func (l *Learned) fill(s *Signals) {
+	used := max(s.Context-s.Standing, 1)
+	running := max(s.Running, 1)
+	l.tokens.observe(math.Log(used))
+	l.sequences.observe(math.Log(running))
+	if running < fewSequences || l.sequences.n >= enoughFull && l.sequences.variance < l.tokens.variance/2 {
+		switch {
+		case l.slots == 0:
+			l.patience = firstPatience
+		case running < l.slots:
+			l.patience = min(2*l.patience, longestPatience)
+		}
+		l.slots, l.memory, l.calm = running, 0, 0
+		return
+	}
+	if l.memory > 0 {
+		used = min(used, l.memory)
+	}
+	l.memory, l.slots, l.calm = memoryShare*used, 0, 0
+}
+
+// spread is a moving mean and variance.
+type spread struct {
+	n, mean, variance float64
+}
+
+// observe adds a value with a weight of a quarter, the first ones equally.
+func (v *spread) observe(x float64) {
+	v.n++
+	w := max(1/v.n, 0.25)
+	d := x - v.mean
+	v.mean += w * d
+	v.variance = (1 - w) * (v.variance + w*d*d)
 }
 
 // full judges whether prompts stand although they could be read: by the rate of
 // prefill that was seen, and by the least that any engine reads in a step, which
 // holds when that rate was never seen.
 func (l *Learned) full(s *Signals) bool {
+	if s.Standing < standingShare*l.window(s) {
+		l.firsts, l.took, l.explained, l.suspect = 0, 0, 0, 0
+		return false
+	}
 	steps := slowestStep * s.Gap.Seconds() * (2 + s.Ahead/smallestChunk)
 	if s.Firsts > 0 && s.Gap > 0 && s.First.Seconds() > max(steps, 2*l.prefillTime(s.Ahead)*clearRatio) {
 		return true
@@ -296,18 +340,6 @@ func (l *Learned) full(s *Signals) bool {
 		l.firsts, l.took, l.explained = 0, 0, 0
 	}
 	return full
-}
-
-// fewer takes the sequences that run for all that can. Tokens say little about so
-// few. One more is tried after a time that doubles with each failure.
-func (l *Learned) fewer(s *Signals) {
-	switch {
-	case l.slots == 0:
-		l.patience = firstPatience
-	case s.Running < l.slots:
-		l.patience = min(2*l.patience, longestPatience)
-	}
-	l.slots, l.calm = max(1, s.Running), 0
 }
 
 // prefill learns the rate of prefill, while there is something to read, and the
