@@ -68,8 +68,7 @@ type Governor struct {
 		sync.Mutex
 		pools    map[uint64]*pool // by the hash of the name: a pool may go and come back
 		accounts map[accountKey]*account
-		level    [classes]float64 // counter of the tenant that was served last
-		bytes    int64            // of waiting requests
+		bytes    int64 // of waiting requests
 		spent    map[uint64]time.Time
 		tickets  int // out
 		ticked   time.Time

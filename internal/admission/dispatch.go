@@ -34,9 +34,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 	}
 	t := a.queue(q)
 	if t == nil {
-		if a.waiting == 1 {
-			a.counter = max(a.counter, g.mu.level[w.class])
-		}
+		a.lift(l.level(w.class))
 		t = &tenantQueue{of: q, account: a}
 		a.queues = append(a.queues, t)
 		t.waiters = append(t.waiters, w)
@@ -183,10 +181,13 @@ func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *sett
 	if w.class == inference.Batch && g.Step() >= StepYield {
 		weight /= yieldDivisor
 	}
-	g.pool(lease.Instance.Pool).charge(w.class, cost, weight)
+	p := g.pool(lease.Instance.Pool)
+	p.charge(w.class, cost, weight)
 	if !w.again {
 		a := w.account
-		g.mu.level[w.class] = max(g.mu.level[w.class], a.counter)
+		if !w.ticket { // who goes out of turn says nothing about the others
+			p.level[w.class] = a.counter
+		}
 		a.charge(cost)
 		lease.Payer, lease.Charge = a, expected
 		w.lane.class[w.class].backlog.sent++

@@ -60,6 +60,16 @@ func (l *lane) lost(now time.Time) bool {
 	return true
 }
 
+// level is the counter with which a tenant begins to wait in a class of the lane:
+// that of who was served least among those that wait there or, when none does, of
+// who was served last. What was served at other instances says nothing here.
+func (l *lane) level(c inference.Class) float64 {
+	if q := &l.class[c]; len(q.tenants) > 0 {
+		return q.tenants[0].account.counter
+	}
+	return l.pools[0].level[c]
+}
+
 // classQueue is a class of a lane.
 type classQueue struct {
 	back    []*Waiter // came back with a ticket: a place was promised to them
@@ -147,6 +157,13 @@ func (a *account) queue(q *classQueue) *tenantQueue {
 		}
 	}
 	return nil
+}
+
+// lift ends what the tenant has saved up in its absence.
+func (a *account) lift(level float64) {
+	if a.counter < level {
+		a.charge((level - a.counter) * a.weight)
+	}
 }
 
 // charge adds service and restores the order of the queues.
@@ -282,6 +299,7 @@ type pool struct {
 	lanes   []*lane
 	start   [classes]float64 // start tag of the class's next request
 	virtual float64          // start tag of the request that was sent last
+	level   [classes]float64 // counter of the tenant that was served last
 	first   atomic.Uint64    // float64 bits: mean time from the attempt's start to the first token, seconds
 	refused float64
 	unmet   float64

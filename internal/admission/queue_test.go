@@ -14,7 +14,8 @@ import (
 // patient is the static configuration with budgets that no test reaches.
 func patient(limit int64) admission.Config {
 	cfg := static(limit)
-	cfg.Classes.VIP.TTFT, cfg.Classes.Normal.TTFT, cfg.Classes.Batch.TTFT = time.Hour, time.Hour, time.Hour
+	const long = 10_000 * time.Hour
+	cfg.Classes.VIP.TTFT, cfg.Classes.Normal.TTFT, cfg.Classes.Batch.TTFT, cfg.Queue.UnstreamedWait = long, long, long, long
 	return cfg
 }
 
@@ -461,9 +462,9 @@ func TestAttemptsAfterTheFirst(t *testing.T) {
 		}
 		s.enter(ask{}).refused("predicted_wait")
 		again := s.enter(ask{again: true})
-		s.pass(2 * time.Minute)
+		s.pass(59 * time.Minute)
 		again.want("waits")
-		s.pass(9 * time.Minute)
+		s.pass(2 * time.Minute)
 		again.refused("wait_expired") // its deadline
 		run.release()
 		s.idle()
@@ -472,7 +473,7 @@ func TestAttemptsAfterTheFirst(t *testing.T) {
 		s := newStage(t, static(1), layout(pool("p", 1, "m")))
 		s.enter(ask{})
 		again := s.enter(ask{again: true, change: func(r *inference.Request) { r.Deadline = time.Time{} }})
-		s.pass(11 * time.Minute)
+		s.pass(2 * time.Hour)
 		again.want("waits")
 	})
 	t.Run("that have tried everything do not wait", func(t *testing.T) {

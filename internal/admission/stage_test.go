@@ -53,6 +53,7 @@ type stage struct {
 	emergency *admission.Emergency
 	now       time.Time
 	requests  int
+	patient   bool    // requests have no deadline that a test reaches
 	granted   []*seat // in the order of their grants, those without a wait included
 }
 
@@ -81,6 +82,7 @@ func newStageWith(t testing.TB, cfg admission.Config, l fleet.Layout, e *admissi
 		t.Fatal(err)
 	}
 	s := &stage{t: t, f: fleet.New(testkit.Discard()), now: epoch, emergency: e}
+	s.patient = cfg.Classes.VIP.TTFT > time.Hour
 	s.layout(l)
 	s.g = admission.New(cfg, s.f, e, testkit.Discard())
 	s.g.Tick(s.now)
@@ -143,8 +145,11 @@ func (s *stage) plan(a ask) (*inference.Request, *fleet.Plan) {
 		a.body = fmt.Sprintf("body %d", s.requests)
 	}
 	req := &inference.Request{
-		Surface: inference.Chat, Tenant: a.tenant, Class: a.class, Received: s.now, Deadline: s.now.Add(10 * time.Minute), Body: []byte(a.body),
+		Surface: inference.Chat, Tenant: a.tenant, Class: a.class, Received: s.now, Deadline: s.now.Add(time.Hour), Body: []byte(a.body),
 		Fields: inference.Fields{Model: a.model, Stream: true, PromptBytes: 4 * a.prompt},
+	}
+	if s.patient {
+		req.Deadline = s.now.Add(10_000 * time.Hour)
 	}
 	if a.change != nil {
 		a.change(req)
