@@ -58,6 +58,7 @@ type Governor struct {
 	servers atomic.Pointer[map[*fleet.Live]*server] // replaced under mu
 	waiting atomic.Int64                            // waiters of all lanes
 	step    atomic.Int32                            // rung of the brownout ladder
+	rungs   atomic.Uint32                           // bits of the rungs in force: those up to step but for those that are never taken
 	known   atomic.Pointer[fleet.Snapshot]          // that servers and pools follow
 	seen    [classes]atomic.Int64                   // when a class last asked, Unix nanoseconds
 	count   counters
@@ -221,8 +222,8 @@ func (g *Governor) admit(l *lane, lease *fleet.Lease) {
 	lease.Watch, lease.Tag = g, l
 	l.class[lease.Class].passed.Add(1)
 	g.count.admitted[lease.Class].Add(1)
-	if step := g.Step(); step != StepNone {
-		g.lower(step, l, lease)
+	if g.Step() != StepNone {
+		g.lower(l, lease)
 	}
 }
 

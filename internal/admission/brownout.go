@@ -18,16 +18,33 @@ const (
 	calmFor   = 3 * time.Second
 )
 
-// brownout finds the rung for the pressure. The caller holds mu.
+// brownout finds the rung for the pressure, and which of those up to it are in
+// force. The caller holds mu.
 func (g *Governor) brownout(now time.Time, set *settings) {
-	pressure := g.pressure(now, set)
-	g.count.setPressure(pressure)
 	floor := StepNone
 	if g.emergency != nil {
 		if p := g.emergency.Profile(now); p != nil {
 			floor = p.Brownout
 		}
 	}
+	g.climb(now, set, floor)
+	rungs := uint32(0)
+	for _, s := range Steps()[1:] {
+		if s <= g.Step() && (set.Brownout.at(s) > 0 || s <= floor) {
+			rungs |= 1 << s
+		}
+	}
+	g.rungs.Store(rungs)
+}
+
+// gives says whether a rung is in force.
+func (g *Governor) gives(s Step) bool { return g.rungs.Load()&(1<<s) != 0 }
+
+// climb moves to the rung for the pressure, which is not below the floor. The caller
+// holds mu.
+func (g *Governor) climb(now time.Time, set *settings, floor Step) {
+	pressure := g.pressure(now, set)
+	g.count.setPressure(pressure)
 	was := g.Step()
 	want := max(set.Brownout.step(pressure), floor)
 	if want < was {
@@ -49,12 +66,23 @@ func (g *Governor) brownout(now time.Time, set *settings) {
 	}
 }
 
+// at is a rung's threshold; 0 is never.
+func (b *Brownout) at(s Step) float64 {
+	switch s {
+	case StepYield:
+		return b.Yield
+	case StepCapTokens:
+		return b.CapTokens
+	}
+	return b.CheaperModel
+}
+
 // step is the highest rung whose threshold the pressure reaches.
 func (b *Brownout) step(pressure float64) Step {
 	step := StepNone
-	for s, at := range map[Step]float64{StepYield: b.Yield, StepCapTokens: b.CapTokens, StepCheaperModel: b.CheaperModel} {
-		if at > 0 && pressure >= at {
-			step = max(step, s)
+	for _, s := range Steps()[1:] {
+		if at := b.at(s); at > 0 && pressure >= at {
+			step = s
 		}
 	}
 	return step
@@ -80,19 +108,22 @@ func (g *Governor) pressure(now time.Time, set *settings) float64 {
 	return most
 }
 
-// lower applies what the rung gives up to a lease.
-func (g *Governor) lower(step Step, l *lane, lease *fleet.Lease) {
-	if lease.Class == inference.Batch {
+// lower applies to a lease what the rungs in force give up.
+func (g *Governor) lower(l *lane, lease *fleet.Lease) {
+	if lease.Class == inference.Batch && g.gives(StepYield) {
 		lease.Degraded = StepYield.String()
 	}
 	req := lease.Request
-	if step < StepCapTokens || !req.DegradeOK || req.Surface == inference.Embeddings {
+	if !g.gives(StepCapTokens) || !req.DegradeOK || req.Surface == inference.Embeddings {
 		return
 	}
 	most := l.learned.lengths.quantile(g.set.Load().Brownout.CapQuantile)
 	if most > 0 && (req.MaxTokens == 0 || req.MaxTokens > most) {
 		lease.MaxTokens = most
-		lease.Degraded = fmt.Sprintf("max_tokens=%d", most)
+		if lease.Degraded != "" {
+			lease.Degraded += ", "
+		}
+		lease.Degraded += fmt.Sprintf("max_tokens=%d", most)
 		g.count.capped.Add(1)
 	}
 }

@@ -178,7 +178,7 @@ func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *sett
 	expected := outputCost * value(&w.lane.learned.output, firstOutput)
 	cost := promptCost*float64(lease.Prompt) + expected
 	weight := set.weight[w.class]
-	if w.class == inference.Batch && g.Step() >= StepYield {
+	if w.class == inference.Batch && g.gives(StepYield) {
 		weight /= yieldDivisor
 	}
 	p := g.pool(lease.Instance.Pool)

@@ -117,8 +117,8 @@ func (g *Governor) overdue(now time.Time, set *settings) {
 		return
 	}
 	for _, l := range *g.lanes.Load() {
-		for i := len(l.again) - 1; i >= 0; i-- {
-			if w := l.again[i]; !w.latest.IsZero() && now.After(w.latest) {
+		for _, w := range slices.Clone(l.again) {
+			if g.sheds(now, w.class) || !w.latest.IsZero() && now.After(w.latest) {
 				g.expire(now, w, set)
 			}
 		}
