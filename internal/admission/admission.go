@@ -68,7 +68,7 @@ type Governor struct {
 	mu struct {
 		sync.Mutex
 		pools    map[uint64]*pool // by the hash of the name: a pool may go and come back
-		accounts map[accountKey]*account
+		accounts map[string]*account // by tenant
 		bytes    int64 // of waiting requests
 		spent    map[uint64]time.Time
 		tickets  int // out
@@ -77,12 +77,6 @@ type Governor struct {
 		calm     time.Time // since when the pressure is below the step's
 		reserve  bool
 	}
-}
-
-// accountKey identifies an account.
-type accountKey struct {
-	tenant string
-	class  inference.Class
 }
 
 // settings are what a reload replaces.
@@ -98,7 +92,7 @@ func New(cfg Config, f *fleet.Fleet, emergency *Emergency, log *slog.Logger) *Go
 	g.lanes.Store(&map[uint64]*lane{})
 	g.servers.Store(&map[*fleet.Live]*server{})
 	g.mu.pools = make(map[uint64]*pool)
-	g.mu.accounts = make(map[accountKey]*account)
+	g.mu.accounts = make(map[string]*account)
 	g.mu.spent = make(map[uint64]time.Time)
 	g.Apply(cfg)
 	return g
@@ -121,8 +115,8 @@ func (g *Governor) Apply(cfg Config) {
 	if old != nil && (old.Limit != cfg.Limit || old.StaticLimit != cfg.StaticLimit) {
 		g.servers.Store(&map[*fleet.Live]*server{})
 	}
-	for key, a := range g.mu.accounts {
-		weight := s.tenantWeight(key.tenant)
+	for tenant, a := range g.mu.accounts {
+		weight := s.tenantWeight(tenant)
 		for _, t := range a.queues {
 			t.of.weights += weight - a.weight
 		}
@@ -167,6 +161,9 @@ func (g *Governor) Step() Step { return Step(g.step.Load()) }
 func (g *Governor) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instance, notify func(*Waiter)) (*fleet.Lease, *Waiter, error) {
 	if g.fleet.Snapshot() != g.snapshot() {
 		g.resync(now)
+	}
+	if len(plan.Candidates) == 0 {
+		return nil, nil, plan.Refusal(now, tried)
 	}
 	req := plan.Request
 	l := g.lane(plan)
@@ -299,25 +296,23 @@ func (g *Governor) pool(fp *fleet.Pool) *pool {
 }
 
 // account finds or makes a tenant's account. The caller holds mu.
-func (g *Governor) account(now time.Time, req *inference.Request) *account {
-	key := accountKey{req.Tenant, req.Class}
-	a, ok := g.mu.accounts[key]
+func (g *Governor) account(req *inference.Request) *account {
+	a, ok := g.mu.accounts[req.Tenant]
 	if !ok {
 		if len(g.mu.accounts) >= maxAccounts {
 			g.dropAccount()
 		}
-		a = &account{name: req.Tenant, class: req.Class, weight: g.set.Load().tenantWeight(req.Tenant)}
-		g.mu.accounts[key] = a
+		a = &account{weight: g.set.Load().tenantWeight(req.Tenant)}
+		g.mu.accounts[req.Tenant] = a
 	}
-	a.used = now
 	return a
 }
 
 // dropAccount forgets an account without waiters. The caller holds mu.
 func (g *Governor) dropAccount() {
-	for key, a := range g.mu.accounts { // any order is as good: a map's is nobody's favour
+	for tenant, a := range g.mu.accounts { // any order is as good: a map's is nobody's favour
 		if a.waiting == 0 {
-			delete(g.mu.accounts, key)
+			delete(g.mu.accounts, tenant)
 			return
 		}
 	}
@@ -362,7 +357,7 @@ func (g *Governor) join(now time.Time, w *Waiter) (*fleet.Lease, *Waiter, error)
 // Prefilled implements fleet.Watcher.
 func (g *Governor) Prefilled(l *fleet.Lease, now time.Time, took time.Duration) {
 	for _, p := range l.Tag.(*lane).pools {
-		if p.hash == l.Instance.Pool.Hash {
+		if p.hash == l.Instance.Pool.Hash && l.Stream() { // an answer in one piece comes when all is done
 			towards(&p.first, took.Seconds(), took.Seconds(), 1.0/16)
 		}
 	}
@@ -383,6 +378,9 @@ func (g *Governor) Released(l *fleet.Lease, now time.Time) {
 		actual := outputCost * float64(max(gaps, l.Usage.CompletionTokens))
 		g.mu.Lock()
 		a.charge(actual - l.Charge)
+		if l.Verdict == inference.VerdictOK {
+			a.observe(actual / outputCost)
+		}
 		g.mu.Unlock()
 	}
 	g.room(now, l.Instance.Pool)

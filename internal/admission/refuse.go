@@ -71,18 +71,19 @@ func (g *Governor) full(w *Waiter, set *settings) bool {
 // refuses itself. The caller holds mu.
 func (g *Governor) predict(now time.Time, w *Waiter, set *settings) time.Duration {
 	q := &w.lane.class[w.class]
-	ahead := float64(q.n)
-	if q.n > 0 {
+	back := float64(len(q.back)) // they go first, whoever they are
+	ahead := float64(q.n) - back
+	if ahead > 0 {
 		req := w.plan.Request
 		total, own, mine := q.weights, 0.0, set.tenantWeight(req.Tenant)
-		if t := g.mu.accounts[accountKey{req.Tenant, req.Class}].queue(q); t != nil {
+		if t := g.mu.accounts[req.Tenant].queue(q); t != nil {
 			own = float64(len(t.waiters))
 		} else {
 			total += mine
 		}
 		ahead = min(ahead, (own+1)*total/mine)
 	}
-	ahead += float64(q.pledges.due(now, now.Add(w.budget)))
+	ahead += back + float64(q.pledges.due(now, now.Add(w.budget)))
 	return time.Duration((ahead + 1) / w.lane.rate(w.class, set) * float64(time.Second))
 }
 
@@ -98,10 +99,10 @@ func (l *lane) rate(c inference.Class, set *settings) float64 {
 	if q.backlog.time >= steadyBacklog {
 		return max(measured, slowestRate)
 	}
-	total, weights := 0.0, 0.0
+	total, weights := 0.0, set.weight[c]
 	for _, other := range shared {
 		total += l.class[other].flow.perSecond
-		if other == c || l.class[other].n > 0 {
+		if other != c && l.class[other].n > 0 {
 			weights += set.weight[other]
 		}
 	}

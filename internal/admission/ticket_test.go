@@ -20,25 +20,27 @@ var normal = admission.ModelClass{Model: "m", Class: inference.Normal}
 // a second, out of queues that never run dry.
 type flow struct {
 	*stage
-	run *seat
+	run  *seat
+	fill int // requests that wait
+	ask  ask // what they are
 }
 
 // newFlow lets it flow until rates are known.
 func newFlow(t testing.TB, cfg admission.Config) *flow {
 	t.Helper()
 	cfg.Tickets.SecretEnv = secretEnv
-	f := &flow{stage: newStage(t, cfg, layout(pool("p", 1, "m")))}
+	f := &flow{stage: newStage(t, cfg, layout(pool("p", 1, "m"))), fill: 40, ask: ask{tenant: "background"}}
 	f.run = f.enter(ask{tenant: "background"})
 	f.flow(20 * time.Second)
 	return f
 }
 
-// flow lets time pass, with about four seconds of work waiting.
+// flow lets time pass, with four seconds of work waiting unless fill says otherwise.
 func (f *flow) flow(d time.Duration) {
 	f.t.Helper()
 	for end := f.now.Add(d); f.now.Before(end); {
-		for n := f.g.Snapshot().Models[normal].Waiting; n < 40; n++ {
-			f.enter(ask{tenant: "background"})
+		for n := f.g.Snapshot().Models[normal].Waiting; n < f.fill; n++ {
+			f.enter(f.ask)
 		}
 		f.pass(min(100*time.Millisecond, end.Sub(f.now)))
 		f.serve()
@@ -364,17 +366,6 @@ func TestAReturnerWaitsNoLongerThanItsBudget(t *testing.T) {
 	hasty.refused("wait_expired")
 	f.pass(10 * time.Second)
 	patient.refused("wait_expired")
-}
-
-// TestKeptSlots count in what newcomers are told, from when they are sold until a
-// second after they were due; those that were claimed count no more.
-func TestKeptSlots(t *testing.T) {
-	f := newFlow(t, static(1))
-	predicted := func() float64 { // seconds, with 40 waiting
-		e := f.refuse(ask{tenant: "background", body: "probe", change: func(r *inference.Request) { r.Wait = time.Millisecond }})
-		return e.Predicted.Seconds()
-	}
-	_ = predicted
 }
 
 func TestTicketsAreForgottenWhenTheyExpire(t *testing.T) {
