@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -40,6 +41,7 @@ type Overload struct {
 	Seeds    int           // runs of each system at each load
 	Seed     uint64        // the first run's; the next ones count up
 	Scenario string        // see [OverloadScenarios]; "" is the comparison itself
+	Short    bool          // scenarios play their most telling load alone, with fewer seeds
 	Trail    io.Writer     // is told the limits every 5 s of virtual time; nil is not
 
 	Binary string // this program, to start engines and gateways from
@@ -67,6 +69,14 @@ func OverloadSystems() []string {
 
 // ExcerptTrace names the trace that ships in the binary.
 const ExcerptTrace = "azure-2023-conv-excerpt"
+
+// arenaTrace is the trace whose tenants are unequal.
+const arenaTrace = "arena-27clients"
+
+// arena is the copy of it that ships in the binary.
+//
+//go:embed trace/arena-27clients.csv.gz
+var arena embed.FS
 
 // The terms of every overload run.
 const (
@@ -234,7 +244,11 @@ func (o *Overload) source() (load.Trace, fs.FS, error) {
 			return t, nil, nil
 		}
 	}
-	return t, nil, fmt.Errorf("no trace %s in %s (SPILLWAY_DATA names the folder); %s is built in", o.Trace, data, ExcerptTrace)
+	if o.Trace == arenaTrace {
+		t.Path = "trace/" + arenaTrace + ".csv.gz"
+		return t, arena, nil
+	}
+	return t, nil, fmt.Errorf("no trace %s in %s (SPILLWAY_DATA names the folder); %s and %s are built in", o.Trace, data, ExcerptTrace, arenaTrace)
 }
 
 // Mix is what the trace asks for.

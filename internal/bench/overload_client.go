@@ -35,7 +35,7 @@ const (
 	mannerKinds = int(Reuses) + 1
 )
 
-// mannerCount is what became of the attempts of a manner: of its first ones, and of
+// mannerCount is what became of the attempts of a manner in the class normal: of its first ones, and of
 // those that came with a ticket (of Reuses, of the second use).
 type mannerCount struct{ fresh, freshAdmitted, shown, shownAdmitted int }
 
@@ -47,6 +47,7 @@ type call struct {
 	attempt  int
 	ticket   string // shown
 	copied   bool   // the second use of a ticket: it is not judged
+	pressed  bool   // it was sent while there was load
 	over     bool
 	engine   *virtualEngine
 	sequence *engine.Sequence
@@ -77,7 +78,7 @@ func (w *World) send(c *call) {
 	w.last = w.now
 	w.serial++
 	c.serial = w.serial
-	c.try.Sent = w.now
+	c.try.Sent, c.pressed = w.now, w.arriving
 	if p := w.Clients.Patience[c.try.Class]; p > 0 {
 		w.at(w.now+p, func() {
 			if c.try.First == 0 {
@@ -227,7 +228,11 @@ func (w *World) tell(c *call) {
 }
 
 // manner counts what became of an attempt. It is admitted when it was not refused.
+// Classes differ in how easily they are admitted, so one alone is counted.
 func (w *World) manner(c *call) {
+	if c.try.Class != inference.Normal || !c.pressed {
+		return
+	}
 	m := &w.manners[c.arrival.Manner]
 	admitted := !c.try.Refused
 	if c.attempt == 0 {

@@ -11,9 +11,6 @@ import (
 	"github.com/spillway/spillway/internal/inference"
 )
 
-// arenaTrace is the trace whose tenants are unequal.
-const arenaTrace = "arena-27clients"
-
 // playFloods is E5.
 func playFloods(ctx context.Context, b *overloadBench) error {
 	for _, play := range []func(context.Context, *overloadBench) error{playClassFlood, playCrowd, playArena} {
@@ -172,7 +169,7 @@ const (
 func playKills(ctx context.Context, b *overloadBench) error {
 	at := b.warmup() + (b.Duration-b.warmup())/4
 	back := at + deadFor
-	for _, x := range []float64{0.7, 2} {
+	for _, x := range b.loads(2, 0.7) {
 		for _, n := range []int{1, b.Engines} {
 			name := fmt.Sprintf("%d of %d killed", n, b.Engines)
 			t := b.labelled(name, x, func(t *trial) {
@@ -263,7 +260,7 @@ func playTickets(ctx context.Context, b *overloadBench) error {
 	if err != nil {
 		return err
 	}
-	for _, x := range []float64{1.2, 2, 5} {
+	for _, x := range b.loads(2, 1.2, 5) {
 		s, runs, err := v.runs(ctx, v.labelled("tickets", x, nil))
 		if err != nil {
 			return err
@@ -287,9 +284,13 @@ func playTickets(ctx context.Context, b *overloadBench) error {
 	share := func(part, whole int) float64 { return float64(part) / float64(max(1, whole)) }
 	ordinary := all.manners[Plain]
 	b.expect("tickets 5x: echoed ones admitted", share(all.manners[Echoes].shownAdmitted, all.manners[Echoes].shown), AtLeast, keptPromises)
-	for name, m := range map[string]Manner{"forged": Forges, "early": Early, "reused": Reuses} {
-		shown := all.manners[m]
-		b.expect("tickets 5x: "+name+" ones admitted more often than requests without", share(shown.shownAdmitted, shown.shown)-share(ordinary.freshAdmitted, ordinary.fresh), AtMost, trickGain)
+	for _, trick := range []struct {
+		name   string
+		manner Manner
+	}{{"forged", Forges}, {"early", Early}, {"reused", Reuses}} {
+		shown := all.manners[trick.manner]
+		b.say("%s tickets of normal: %d of %d admitted; without a ticket %d of %d", trick.name, shown.shownAdmitted, shown.shown, ordinary.freshAdmitted, ordinary.fresh)
+		b.expect("tickets 5x: "+trick.name+" ones admitted more often than requests without", share(shown.shownAdmitted, shown.shown)-share(ordinary.freshAdmitted, ordinary.fresh), AtMost, trickGain)
 	}
 	return nil
 }
@@ -297,53 +298,70 @@ func playTickets(ctx context.Context, b *overloadBench) error {
 // trickGain is what a worthless ticket may seem to gain by chance.
 const trickGain = 0.02
 
-// playDay is E12: a day in one run, judged by the hour.
+// day is a run that is judged by the hour.
+type day struct {
+	b      *overloadBench
+	terms  Terms
+	hour   time.Duration
+	tries  []Try
+	ratios []float64 // goodput / optimum
+	heap   []float64 // MiB
+}
+
+// playDay is E12: a day in one run.
 func playDay(ctx context.Context, b *overloadBench) error {
-	const day, hours = 24 * time.Hour, 24
-	v, err := b.with(func(o *Overload) { o.Duration, o.Seeds = day, 1 })
+	hours, hour := 24, time.Hour
+	if b.Short {
+		hours, hour = 8, b.Duration
+	}
+	v, err := b.with(func(o *Overload) { o.Duration = time.Duration(hours) * hour })
 	if err != nil {
 		return err
 	}
 	t := v.labelled("24 h", 3, nil)
 	t.seed = v.Seed
-	arrivals, err := t.requests()
-	if err != nil {
+	d := &day{b: b, hour: hour}
+	if d.terms, err = v.Terms(v.mix); err != nil {
 		return err
 	}
-	terms, err := v.Terms(v.mix)
-	if err != nil {
+	w := &World{Servers: d.terms.Fleet, Seed: t.seed, Clients: Clients{Patience: patience()}}
+	if w.Arrivals, err = t.requests(); err != nil {
 		return err
 	}
-	w := &World{Servers: terms.Fleet, Seed: t.seed, Arrivals: arrivals, Clients: Clients{Patience: patience()}}
 	t.place(w)
-	var ratios []float64
-	var heap []float64
-	var hour []Try
-	w.Tell = func(try Try) { hour = append(hour, try) }
+	w.Tell = func(try Try) { d.tries = append(d.tries, try) }
 	for i := 1; i <= hours; i++ {
-		w.Faults = append(w.Faults, Fault{time.Duration(i) * time.Hour, func(w *World) {
-			// What has ended within the hour; what is still open belongs to the next.
-			judged := terms
-			judged.From, judged.To = w.now-time.Hour+v.warmup(), w.now
-			s := Score(hour, judged)
-			hour = hour[:0]
-			ratios = append(ratios, s.GoodputRatio)
-			var m runtime.MemStats
-			runtime.GC()
-			runtime.ReadMemStats(&m)
-			heap = append(heap, float64(m.HeapAlloc)/(1<<20))
-			b.say("hour %2d: goodput/optimum %.3f, vip %.4f, heap %.1f MiB", len(ratios), s.GoodputRatio, s.Classes[inference.VIP].Attainment, heap[len(heap)-1])
-		}})
+		w.Faults = append(w.Faults, Fault{time.Duration(i) * hour, d.strike})
 	}
 	if _, err := w.Run(ctx); err != nil {
 		return err
 	}
-	first, last := mean(ratios[:4]), mean(ratios[len(ratios)-4:])
-	b.expect("E12 24 h at 3x: goodput / optimum", mean(ratios), AtLeast, goodVirtual)
-	b.expect("E12 24 h at 3x: last four hours / first four", last/first, AtLeast, 0.99)
-	b.expect("E12 24 h at 3x: heap after the last four hours / after the first four", mean(heap[len(heap)-4:])/mean(heap[:4]), AtMost, 1.2)
+	first, last, n := min(4, hours/2), max(hours-4, hours/2), hours
+	b.expect("E12 24 h at 3x: goodput / optimum", mean(d.ratios), AtLeast, goodVirtual)
+	b.expect("E12 24 h at 3x: last four hours / first four", mean(d.ratios[last:n])/mean(d.ratios[:first]), AtLeast, noDrift)
+	b.expect("E12 24 h at 3x: heap after the last four hours / after the first four", mean(d.heap[last:n])/mean(d.heap[:first]), AtMost, noGrowth)
 	b.zero("E12 24 h at 3x", w.leaks())
 	return nil
+}
+
+// What a day may change.
+const (
+	noDrift  = 0.99
+	noGrowth = 1.2
+)
+
+// strike judges what has ended within the hour; what is still open belongs to the
+// next one.
+func (d *day) strike(w *World) {
+	judged := d.terms
+	judged.From, judged.To = w.now-d.hour+d.b.warmup(), w.now
+	s := Score(d.tries, judged)
+	d.tries = d.tries[:0]
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	d.ratios, d.heap = append(d.ratios, s.GoodputRatio), append(d.heap, float64(m.HeapAlloc)/(1<<20))
+	d.b.say("hour %2d: goodput/optimum %.3f, vip %.4f, heap %.1f MiB", len(d.ratios), s.GoodputRatio, s.Classes[inference.VIP].Attainment, d.heap[len(d.heap)-1])
 }
 
 func mean(v []float64) float64 {

@@ -73,6 +73,14 @@ func (b *overloadBench) with(change func(*Overload)) (*overloadBench, error) {
 	return next, err
 }
 
+// loads are those of a scenario, the most telling one first.
+func (b *overloadBench) loads(all ...float64) []float64 {
+	if b.Short {
+		return all[:1]
+	}
+	return all
+}
+
 // labelled is a trial of spillway.
 func (b *overloadBench) labelled(label string, x float64, change func(*trial)) trial {
 	t := b.trial(SystemSpillway, x)
@@ -86,7 +94,7 @@ func (b *overloadBench) labelled(label string, x float64, change func(*trial)) t
 // playBelow is E1. Arrivals are Poisson: a trace that is below the capacity in the
 // mean is above it for minutes.
 func playBelow(ctx context.Context, b *overloadBench) error {
-	for _, x := range []float64{0.3, 0.5, 0.7, 0.85} {
+	for _, x := range b.loads(0.7, 0.3, 0.5, 0.85) {
 		steady := func(t *trial) { t.phases = []Phase{{x, x, t.Duration}} }
 		blind := b.trial(SystemDirect, x)
 		steady(&blind)
@@ -108,6 +116,9 @@ func playBelow(ctx context.Context, b *overloadBench) error {
 // playSteady is E2.
 func playSteady(ctx context.Context, b *overloadBench) error {
 	b, err := b.with(func(o *Overload) { o.Loads = []float64{0.8, 1.2, 2, 3, 5, 10} })
+	if b.Short {
+		b.Loads = []float64{0.8, 2, 10}
+	}
 	if err != nil {
 		return err
 	}
@@ -202,14 +213,22 @@ func (b *overloadBench) modulated(seed uint64, low, high float64) []Phase {
 // stormSeeds are the runs of a storm: metastable states are rare.
 const stormSeeds = 2
 
+// storm is how clients come back.
+type storm struct {
+	retries int
+	deaf    bool
+}
+
 // playStorm is E4.
 func playStorm(ctx context.Context, b *overloadBench) error {
 	phases, trigger := b.burst()
-	for _, c := range []struct {
-		retries int
-		deaf    bool
-	}{{2, false}, {5, false}, {2, true}, {5, true}} {
-		v, err := b.with(func(o *Overload) { o.Retries, o.Seeds = c.retries, stormSeeds*b.Seeds })
+	seeds := stormSeeds * b.Seeds
+	storms := []storm{{2, false}, {5, true}, {5, false}, {2, true}}
+	if b.Short {
+		seeds, storms = b.Seeds, storms[:2]
+	}
+	for _, c := range storms {
+		v, err := b.with(func(o *Overload) { o.Retries, o.Seeds = c.retries, seeds })
 		if err != nil {
 			return err
 		}
@@ -235,7 +254,7 @@ func playUneven(ctx context.Context, b *overloadBench) error {
 	if err != nil {
 		return err
 	}
-	for _, x := range []float64{2, 5} {
+	for _, x := range b.loads(2, 5) {
 		s, _, err := v.runs(ctx, v.labelled("speeds 1/1/0.5/0.25", x, nil))
 		if err != nil {
 			return err
@@ -331,7 +350,7 @@ func changed(change func(*Arrival)) func(iter.Seq2[Arrival, error]) iter.Seq2[Ar
 
 // playGateways is E9.
 func playGateways(ctx context.Context, b *overloadBench) error {
-	for _, x := range []float64{2, 5} {
+	for _, x := range b.loads(2, 5) {
 		alone := 0.0
 		for _, shares := range [][]float64{{1}, {0.7, 0.3}, {0.55, 0.25, 0.15, 0.05}} {
 			name := fmt.Sprintf("%d gateways", len(shares))
@@ -378,7 +397,7 @@ func playHidden(ctx context.Context, b *overloadBench) error {
 		if err != nil {
 			return err
 		}
-		for _, x := range []float64{1.2, 3, 10} {
+		for _, x := range b.loads(3, 1.2, 10) {
 			s, _, err := v.runs(ctx, v.labelled(engine.name, x, nil))
 			if err != nil {
 				return err

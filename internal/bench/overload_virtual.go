@@ -192,26 +192,14 @@ func (b *overloadBench) tune(ctx context.Context) (tuning, error) {
 	}
 	b.say("best static limit at %dx: %d", searchLoad, best.static)
 	if nginx {
-		var grid []Proxy
 		fleet, _ := b.Fleet() // the settings are valid
-		rate := NewOptimum(fleet, sloTPOT, b.mix.Lengths).Rate
-		for _, share := range []float64{0.7, 0.85, 1} {
-			for _, burst := range []int{0, 20, 100} {
-				grid = append(grid, Proxy{Rate: share * rate, Burst: burst})
-			}
-		}
+		grid := nginxGrid(NewOptimum(fleet, sloTPOT, b.mix.Lengths).Rate)
 		if best.nginx, err = b.bestProxy(ctx, SystemNginx, grid); err != nil {
 			return best, err
 		}
 	}
 	if haproxy {
-		var grid []Proxy
-		for _, share := range []float64{0.5, 0.75, 1, 2} {
-			for _, queue := range []time.Duration{800 * time.Millisecond, 5 * time.Second, 30 * time.Second} {
-				grid = append(grid, Proxy{MaxConn: max(1, int(share*float64(best.static))), Queue: queue})
-			}
-		}
-		if best.haproxy, err = b.bestProxy(ctx, SystemHAProxy, grid); err != nil {
+		if best.haproxy, err = b.bestProxy(ctx, SystemHAProxy, haproxyGrid(best.static)); err != nil {
 			return best, err
 		}
 	}
@@ -247,6 +235,9 @@ func (b *overloadBench) bestStatic(ctx context.Context, change func(*trial)) (in
 		}
 		return err
 	}
+	if b.Short {
+		return best, try([]int64{16, 48, 96})
+	}
 	var coarse []int64
 	for l := int64(8); l <= 512; l += max(1, l/2) {
 		coarse = append(coarse, l)
@@ -261,6 +252,9 @@ func (b *overloadBench) bestStatic(ctx context.Context, change func(*trial)) (in
 
 // bestProxy finds the best of a proxy's settings.
 func (b *overloadBench) bestProxy(ctx context.Context, system string, grid []Proxy) (Proxy, error) {
+	if b.Short {
+		grid = grid[len(grid)/2:][:1]
+	}
 	var trials []trial
 	for _, p := range grid {
 		trials = append(trials, trial{

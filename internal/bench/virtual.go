@@ -179,13 +179,13 @@ func (w *World) Run(ctx context.Context) ([]Try, error) {
 	for _, f := range w.Faults {
 		w.at(f.At, func() { f.Do(w) })
 	}
-	for n := 1; len(w.events) > 0 && !w.over(); n++ {
-		e := w.events.pop()
-		w.now = e.at
-		e.do()
+	for n := 0; len(w.events) > 0 && !w.over(); n++ {
 		if n%eventsBetweenLooks == 0 && ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		e := w.events.pop()
+		w.now = e.at
+		e.do()
 	}
 	for _, c := range w.inOrder(w.open) {
 		w.tell(c)
