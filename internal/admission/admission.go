@@ -67,9 +67,9 @@ type Governor struct {
 
 	mu struct {
 		sync.Mutex
-		pools    map[uint64]*pool // by the hash of the name: a pool may go and come back
+		pools    map[uint64]*pool    // by the hash of the name: a pool may go and come back
 		accounts map[string]*account // by tenant
-		bytes    int64 // of waiting requests
+		bytes    int64               // of waiting requests
 		spent    map[uint64]time.Time
 		tickets  int // out
 		ticked   time.Time
@@ -101,6 +101,9 @@ func New(cfg Config, f *fleet.Fleet, emergency *Emergency, log *slog.Logger) *Go
 // Apply replaces the configuration. Queues, counters and tickets are kept; what
 // was learned about instances is kept unless the way to learn has changed.
 func (g *Governor) Apply(cfg Config) {
+	if g.emergency != nil {
+		g.emergency.Apply(cfg.Emergency) // it may wait for the disk: requests must not
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old := g.set.Load()
@@ -123,9 +126,6 @@ func (g *Governor) Apply(cfg Config) {
 		a.weight = weight
 	}
 	g.sync(time.Now(), g.fleet.Snapshot())
-	if g.emergency != nil {
-		g.emergency.Apply(cfg.Emergency)
-	}
 }
 
 // tenantWeight is a tenant's weight.

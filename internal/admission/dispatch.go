@@ -20,7 +20,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		l.again = append(l.again, w)
 		return
 	}
-	a := g.account(now, w.plan.Request)
+	a := g.account(w.plan.Request)
 	w.account = a
 	q := &l.class[w.class]
 	q.held += float64(w.plan.Tokens)
@@ -175,21 +175,24 @@ func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *sett
 	g.dequeue(now, w)
 	g.admit(w.lane, lease)
 	g.waits.WithLabelValues(w.class.String()).Observe(now.Sub(w.arrived).Seconds())
-	expected := outputCost * value(&w.lane.learned.output, firstOutput)
-	cost := promptCost*float64(lease.Prompt) + expected
+	expected := value(&w.lane.learned.output, firstOutput)
+	if w.account != nil {
+		expected = w.account.expected(expected)
+	}
+	cost := promptCost*float64(lease.Prompt) + outputCost*expected
 	weight := set.weight[w.class]
 	if w.class == inference.Batch && g.gives(StepYield) {
 		weight /= yieldDivisor
 	}
 	p := g.pool(lease.Instance.Pool)
 	p.charge(w.class, cost, weight)
-	if !w.again {
-		a := w.account
-		if !w.ticket { // who goes out of turn says nothing about the others
+	if a := w.account; a != nil {
+		if !w.ticket && len(w.lane.class[w.class].tenants) > 0 {
+			// Who goes out of turn, or alone, says nothing about the others.
 			p.level[w.class] = a.counter
 		}
 		a.charge(cost)
-		lease.Payer, lease.Charge = a, expected
+		lease.Payer, lease.Charge = a, outputCost*expected
 		w.lane.class[w.class].backlog.sent++
 	}
 	w.finish(lease, nil)

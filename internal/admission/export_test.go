@@ -24,9 +24,9 @@ func (g *Governor) Check() error {
 	case c.tickets != g.mu.tickets:
 		return fmt.Errorf("%d tickets out, %d counted", c.tickets, g.mu.tickets)
 	}
-	for key, a := range g.mu.accounts {
-		if a.waiting != c.waiting[a] || len(a.queues) != c.queues[a] || a.name != key.tenant || a.class != key.class {
-			return fmt.Errorf("account %+v: %d wait in %d queues, %d in %d counted", key, c.waiting[a], c.queues[a], a.waiting, len(a.queues))
+	for tenant, a := range g.mu.accounts {
+		if a.waiting != c.waiting[a] || len(a.queues) != c.queues[a] {
+			return fmt.Errorf("account of %q: %d wait in %d queues, %d in %d counted", tenant, c.waiting[a], c.queues[a], a.waiting, len(a.queues))
 		}
 		delete(c.waiting, a)
 	}
@@ -87,7 +87,7 @@ func (c *checker) class(l *lane, class int) {
 		c.want(w.ticket && int(w.class) == class, "class %d of lane %s: not a ticket's holder", class, l.model)
 	}
 	for at, t := range q.tenants {
-		c.want(t.at == at && t.of == q && len(t.waiters) > 0, "class %d of lane %s: tenant %s is misplaced", class, l.model, t.account.name)
+		c.want(t.at == at && t.of == q && len(t.waiters) > 0, "class %d of lane %s: a tenant is misplaced", class, l.model)
 		c.want(at == 0 || t.account.counter >= q.tenants[(at-1)/2].account.counter, "class %d of lane %s: tenants out of order", class, l.model)
 		c.queues[t.account]++
 		weights += t.account.weight

@@ -81,6 +81,35 @@ type classQueue struct {
 	passed  atomic.Int64 // dispatched since the last tick
 	backlog backlog
 	pledges pledges
+	buyers  buyers
+}
+
+// buyers are the tenants that share the ticket clock: those that were refused
+// lately.
+type buyers struct {
+	epoch         int64
+	before, after float64 // their weights in the epoch before and in this one
+}
+
+// buyerEpoch is the time in which a tenant counts once, and then half as long
+// again on average.
+const buyerEpoch = int64(5 * time.Second)
+
+// weight adds a tenant and returns the weight of all.
+func (b *buyers) weight(now time.Time, a *account, c inference.Class) float64 {
+	epoch := now.UnixNano() / buyerEpoch
+	if b.epoch != epoch {
+		b.before, b.after = b.after, 0
+		if b.epoch != epoch-1 {
+			b.before = 0
+		}
+		b.epoch = epoch
+	}
+	if a.bought[c] != epoch {
+		a.bought[c] = epoch
+		b.after += a.weight
+	}
+	return max(b.before, b.after)
 }
 
 // learned is what a lane learns of its model's requests. Losing a race loses one
@@ -133,16 +162,34 @@ func (l *learned) observe(estimate int64, u inference.Usage, images int) {
 	}
 }
 
-// account is what a tenant was served in a class: a virtual token counter (Sheng et
-// al., "Fairness in Serving Large Language Models", OSDI 2024).
+// account is what a tenant was served, in all classes: a virtual token counter
+// (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). What a
+// tenant gets as vip it has got as any.
 type account struct {
-	name    string
-	class   inference.Class
 	weight  float64
 	counter float64 // weighted tokens by weight
+	output  float64 // mean length of the tenant's answers in tokens; 0 is not known
 	waiting int
-	queues  []*tenantQueue // one in each lane where the tenant waits
-	used    time.Time
+	queues  []*tenantQueue     // one in each class of each lane where the tenant waits
+	sold    [classes]time.Time // until when its share of the ticket clock is sold
+	bought  [classes]int64     // epoch in which it was last refused
+}
+
+// observe learns from the length of an answer, in tokens.
+func (a *account) observe(tokens float64) {
+	if a.output == 0 {
+		a.output = tokens
+	}
+	a.output += (tokens - a.output) / 16
+}
+
+// expected is how long the tenant's next answer is expected to be, in tokens;
+// whoever is not known is like others.
+func (a *account) expected(others float64) float64 {
+	if a.output > 0 {
+		return a.output
+	}
+	return others
 }
 
 // queue is where the tenant waits in a class of a lane; nil when it does not. The

@@ -176,8 +176,10 @@ func (g *Governor) refuse(now time.Time, w *Waiter, set *settings, reason string
 }
 
 // promise sells the request a slot of its class's ticket clock, when there is one
-// within a minute. The clock moves only then: a promise per refusal would grow by
-// more than a second each second and outlive the burst. The caller holds mu.
+// within a minute and the tenant has not had its share of slots: whoever is refused
+// most often would be promised most otherwise. The clock moves only then: a promise
+// per refusal would grow by more than a second each second and outlive the burst.
+// The caller holds mu.
 func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference.Error) {
 	req, q := w.plan.Request, &w.lane.class[w.class]
 	g.mu.tickets -= q.pledges.forget(now)
@@ -186,11 +188,16 @@ func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference
 	if q.pledges.next.After(begin) {
 		begin = q.pledges.next
 	}
-	tenant := nameHash(req.Tenant)
+	tenant, a := nameHash(req.Tenant), g.account(req)
+	all := q.buyers.weight(now, a, w.class)
+	if a.sold[w.class].After(begin) {
+		return
+	}
 	if begin.Add(slot).Sub(now) > longestWait || len(q.pledges.out) >= set.Tickets.PerClass || q.pledges.of(tenant) >= set.Tickets.PerTenant {
 		return
 	}
 	q.pledges.next = begin.Add(slot)
+	a.sold[w.class] = begin.Add(time.Duration(float64(slot) * all / a.weight))
 	due := begin.Add(time.Duration(rand.Float64() * float64(slot))).Truncate(time.Millisecond)
 	p := pledge{due: due, tenant: tenant, body: bodyHash(req), nonce: newNonce()}
 	q.pledges.out = append(q.pledges.out, p)
