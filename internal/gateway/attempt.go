@@ -83,6 +83,9 @@ func (f *flight) admit() (*fleet.Lease, error) {
 		case err == nil:
 			return lease, nil
 		case f.ctx.Err() != nil:
+			if errors.Is(err, inference.ErrNotYet) { // both at the same instant: the place is still held
+				place.Leave(time.Now())
+			}
 			return nil, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "canceled", Err: err}
 		case !errors.Is(err, inference.ErrNotYet):
 			return nil, err

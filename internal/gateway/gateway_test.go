@@ -32,7 +32,9 @@ type rig struct {
 	client  *upstream.Client
 	fleet   *fleet.Fleet
 	noPlan  *inference.Error
-	place   func(time.Time, *fleet.Plan, []*fleet.Instance) (gateway.Place, error) // nil never waits
+	enter   func(time.Time, *fleet.Plan, []*fleet.Instance) (*fleet.Lease, gateway.Place, error) // nil never waits
+	observe func(*fleet.Lease, *inference.Failure)                                               // what health does; nil is nothing
+	plan    func(*fleet.Plan)                                                                    // what the router does besides; nil is nothing
 
 	mu       sync.Mutex
 	verdicts []string
@@ -45,14 +47,17 @@ func (r *rig) Plan(_ context.Context, req *inference.Request) (*fleet.Plan, erro
 	if r.noPlan != nil {
 		return nil, r.noPlan
 	}
-	return testkit.Plan(r.fleet, req), nil
+	plan := testkit.Plan(r.fleet, req)
+	if r.plan != nil {
+		r.plan(plan)
+	}
+	return plan, nil
 }
 
 // Enter implements gateway.Admission: whoever finds no slot is refused.
 func (r *rig) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instance) (*fleet.Lease, gateway.Place, error) {
-	if r.place != nil {
-		place, err := r.place(now, plan, tried)
-		return nil, place, err
+	if r.enter != nil {
+		return r.enter(now, plan, tried)
 	}
 	lease, err := plan.Acquire(now, tried)
 	return lease, nil, err
@@ -66,7 +71,10 @@ func (r *rig) Answered(_ *inference.Request, _ *fleet.Lease, u inference.Usage) 
 }
 
 // Observe implements gateway.Health.
-func (r *rig) Observe(_ *fleet.Lease, failure *inference.Failure) {
+func (r *rig) Observe(lease *fleet.Lease, failure *inference.Failure) {
+	if r.observe != nil {
+		r.observe(lease, failure)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	verdict := inference.VerdictOK
