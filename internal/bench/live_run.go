@@ -70,6 +70,11 @@ func (l *liveBench) play(ctx context.Context, t *liveTrial) (run *liveRun, err e
 	run.ttft, run.e2e, run.missed = judge.ttft, judge.e2e, judge.missed()
 	run.refused, run.server = judge.rejections, judge.server
 	run.system.Notes = append(run.system.Notes, t.settings(s)...)
+	note, err := s.refusals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	run.system.Notes = append(run.system.Notes, note...)
 	if run.leaks, err = s.leaks(ctx); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -153,6 +154,28 @@ func (s *liveStage) leaks(ctx context.Context) (found []string, err error) {
 		return len(found) == 0, errors.Join(problems[:]...)
 	})
 	return found, err
+}
+
+// refusals says why the gateway has refused attempts, warm-up and drain included.
+func (s *liveStage) refusals(ctx context.Context) ([]string, error) {
+	if s.gateway == nil {
+		return nil, nil
+	}
+	m, err := s.gateway.metrics(ctx, s.gateway.admin)
+	if err != nil {
+		return nil, err
+	}
+	const name = "spillway_admission_refused_total"
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if labels, ok := strings.CutPrefix(k, name); ok && m[k] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %g", labels, m[k]))
+		}
+	}
+	if len(parts) == 0 {
+		return nil, nil
+	}
+	return []string{"refused by the gateway in the whole run: " + strings.Join(parts, ", ")}, nil
 }
 
 // remaining notes a counter that is not zero.
