@@ -73,7 +73,16 @@ func (l *Lease) Connected(d time.Duration) {
 // AsStream says that the instance is asked for a stream although the client wants
 // an answer in one piece, so that its times count among those of streams. It is
 // called before Sent.
-func (l *Lease) AsStream() { l.stream = true }
+func (l *Lease) AsStream() {
+	if !l.awaited() {
+		l.Instance.Live.meter.await(l.start, 1)
+	}
+	l.stream = true
+}
+
+// awaited says whether a first token comes before the answer is done: else how long
+// it takes says nothing about the instance. Embeddings have nothing but prompts.
+func (l *Lease) awaited() bool { return l.stream || l.Request.Surface == inference.Embeddings }
 
 // Stream says whether the instance is asked for a stream.
 func (l *Lease) Stream() bool { return l.stream }
@@ -175,7 +184,9 @@ func (l *Lease) prefilled(now int64) bool {
 	if live.promptTokens.Add(-l.tokens) == 0 {
 		live.meter.reads(now, false)
 	}
-	live.meter.unanswered[l.start/waitSlot%waitSlots].Add(-1)
+	if l.awaited() {
+		live.meter.await(l.start, -1)
+	}
 	for _, o := range l.outer() {
 		o.promptTokens.Add(-l.tokens)
 	}

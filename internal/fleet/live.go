@@ -317,7 +317,7 @@ func (l *Live) take(now, capacity, tokens int64, panicking bool) (ok, probe bool
 	if at := l.stalledAt.Load(); at != 0 {
 		l.stalledAt.CompareAndSwap(at, now) // this request is the test; the next one waits its turn
 	}
-	if l.promptTokens.Add(tokens) == tokens {
+	if l.promptTokens.Add(tokens) == tokens || l.meter.readSince.Load() == 0 { // or an end was noted too late
 		l.meter.reads(now, true)
 	}
 	l.meter.context.Add(tokens)

@@ -66,8 +66,13 @@ func (m *Meter) Read(now int64) Reading {
 	}
 }
 
+// await counts a lease taken at an instant (Unix nanoseconds) that waits for its
+// first token, or takes it off.
+func (m *Meter) await(start int64, n int32) { m.unanswered[start/waitSlot%waitSlots].Add(n) }
+
 // Oldest is how long the oldest lease without a first token has been held at now
-// (Unix nanoseconds), in steps of 100 ms and up to a minute.
+// (Unix nanoseconds), in steps of 100 ms and up to a minute. Answers that are asked
+// for in one piece do not count, but for embeddings.
 func (m *Meter) Oldest(now int64) time.Duration {
 	slot := now / waitSlot
 	for age := int64(waitSlots - 1); age > 0; age-- {

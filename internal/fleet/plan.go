@@ -172,7 +172,9 @@ func (c *Candidate) take(n *Node, q *Query) *Lease {
 		Instance: n.instance, Candidate: c, Request: q.Request, Prompt: tokens, Panic: q.Panic, Class: q.Request.Class, start: q.Now,
 		tokens: tokens, context: tokens, ahead: n.Live.PromptTokens(), probe: probe, stream: q.Request.Stream,
 	}
-	n.Live.meter.unanswered[q.Now/waitSlot%waitSlots].Add(1)
+	if l.awaited() {
+		n.Live.meter.await(q.Now, 1)
+	}
 	for _, live := range l.outer() {
 		live.inFlight.Add(1)
 		live.promptTokens.Add(tokens)
