@@ -10,5 +10,5 @@ func openFiles() int {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return usualFiles
 	}
-	return int(min(uint64(limit.Cur), mostFiles))
+	return int(min(limit.Cur, mostFiles))
 }
