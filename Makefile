@@ -17,7 +17,7 @@ GO_FILES      = $(shell git ls-files --cached --others --exclude-standard '*.go'
 
 .PHONY: help
 help: ## print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: build ## the main job on this machine: four simulated servers, one is killed (DEMO_FLAGS=--fast)
@@ -82,6 +82,26 @@ bench-faults: build ## kill, hang, streams, reload, leave: a verdict for each re
 .PHONY: soak
 soak: build ## 100,000 fault-free streams, none broken (about 2 minutes; SOAK_FLAGS='--count 20000')
 	$(BIN) bench soak $(SOAK_FLAGS)
+
+OVERLOAD_FLAGS ?=
+
+.PHONY: bench-overload
+bench-overload: build ## overload in virtual time: all systems and all scenarios (about 5 minutes; OVERLOAD_FLAGS='--seeds 2')
+	@failed=0; $(BIN) bench overload --virtual --load 0.8,1.2,2,3,5,10 --systems all $(OVERLOAD_FLAGS) || failed=1; \
+	$(BIN) bench overload --virtual --scenario all $(OVERLOAD_FLAGS) || failed=1; exit $$failed
+
+.PHONY: bench-overload-day
+bench-overload-day: build ## 24 hours at three times the capacity, in virtual time (about 3 minutes)
+	$(BIN) bench overload --virtual --scenario E12 $(OVERLOAD_FLAGS)
+
+.PHONY: bench-overload-real
+bench-overload-real: build ## overload with real processes over HTTP (OVERLOAD_FLAGS='--load 2 --systems all')
+	$(BIN) bench overload $(OVERLOAD_FLAGS)
+
+.PHONY: bench-overload-docs
+bench-overload-docs: build ## write tables and plots of docs/overload.md from runs in virtual time
+	@failed=0; $(BIN) bench overload --virtual --load 0.8,1.2,2,3,5,10 --systems all --docs docs $(OVERLOAD_FLAGS) || failed=1; \
+	$(BIN) bench overload --virtual --scenario all --docs docs $(OVERLOAD_FLAGS) || failed=1; exit $$failed
 
 .PHONY: bench
 bench: ## Go benchmarks
