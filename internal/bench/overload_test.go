@@ -26,9 +26,6 @@ func short(t *testing.T, scenario string) bench.Overload {
 // 20 s is short, and docs/overload.md says what falls short in long runs as well.
 var shortfalls = map[string]float64{
 	"spillway 10x: vip p99 TTFT / at 0.8x":                              2.2,
-	"E3 step to 5x: goodput / feasible":                                 0.70,
-	"E3 bursts at random 0.5/3x: goodput / feasible":                    0.55,
-	"E3 sawtooth 0.5-3x: goodput / feasible":                            0.75,
 	"E5 one of 50 tenants with half of 4x: Jain":                        0.10,
 	"E5 arena-27clients 4x: Jain":                                       0.40,
 	"E5 arena-27clients 4x, all of them normal: Jain":                   0.30,

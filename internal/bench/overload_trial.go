@@ -48,7 +48,10 @@ type played struct {
 	leaks     []string
 	limits    float64 // mean over the window of the sum of all gateways' limits
 	preempted uint64
-	tries     []Try // kept where a scenario asks for them
+	// Good work per second before a trigger, and in the minute from recoverIn after
+	// its end on.
+	before, after float64
+	tries         []Try // kept where a scenario asks for them
 }
 
 // play runs the trial.
@@ -87,6 +90,9 @@ func (t *trial) play(ctx context.Context) (*played, error) {
 		p.tries = tries
 	}
 	judge := judging(tries, terms)
+	if end := terms.Trigger.End + time.Duration(recoverIn)*time.Second; terms.Trigger.End > 0 && end < terms.To {
+		p.before, p.after = judge.goodput(terms.From, terms.Trigger.Start), judge.goodput(end, min(terms.To, end+time.Minute))
+	}
 	p.ttft, p.e2e, p.missed = judge.ttft, judge.e2e, judge.missed()
 	for _, e := range w.engines {
 		p.preempted += e.batch.Load().Preemptions
@@ -352,7 +358,7 @@ func pool(runs []*played) *played {
 		for to, from := range map[*float64]float64{
 			&out.OfferedWork: r.OfferedWork, &out.Load: r.Load, &out.GoodWork: r.GoodWork, &out.GoodRequests: r.GoodRequests, &out.GoodTokens: r.GoodTokens,
 			&out.GoodputRatio: r.GoodputRatio, &out.Feasible: r.Feasible, &out.FeasibleRatio: r.FeasibleRatio, &out.ServedWork: r.ServedWork,
-			&out.Wasted: r.Wasted, &out.limits: r.limits,
+			&out.Wasted: r.Wasted, &out.limits: r.limits, &out.before: r.before, &out.after: r.after,
 		} {
 			*to += from / n
 		}

@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -167,110 +166,4 @@ func (b *overloadBench) zero(where string, leaks []string) {
 		b.say("%s: not zero: %s", where, strings.Join(leaks, ", "))
 	}
 	b.result.Verdicts = append(b.result.Verdicts, verdict(where+zeroVerdict, float64(len(leaks)), Exactly, 0, ""))
-}
-
-// The search for what a baseline does best with: short runs at twice the capacity
-// with a seed that no other run has.
-const (
-	searchLoad   = 2
-	searchLength = 90 * time.Second
-	searchWarmup = 30 * time.Second
-	searchSeed   = 1 << 40
-)
-
-// tune searches for the settings of the systems that need them.
-func (b *overloadBench) tune(ctx context.Context) (tuning, error) {
-	static := slices.Contains(b.Systems, SystemSpillway+"-"+admission.LimitStatic) || b.Limiter == admission.LimitStatic
-	nginx, haproxy := slices.Contains(b.Systems, SystemNginx), slices.Contains(b.Systems, SystemHAProxy)
-	if !static && !nginx && !haproxy {
-		return tuning{}, nil
-	}
-	var best tuning
-	var err error
-	if best.static, err = b.bestStatic(ctx, nil); err != nil {
-		return best, err
-	}
-	b.say("best static limit at %dx: %d", searchLoad, best.static)
-	if nginx {
-		fleet, _ := b.Fleet() // the settings are valid
-		grid := nginxGrid(NewOptimum(fleet, sloTPOT, b.mix.Lengths).Rate)
-		if best.nginx, err = b.bestProxy(ctx, SystemNginx, grid); err != nil {
-			return best, err
-		}
-	}
-	if haproxy {
-		if best.haproxy, err = b.bestProxy(ctx, SystemHAProxy, haproxyGrid(best.static)); err != nil {
-			return best, err
-		}
-	}
-	return best, nil
-}
-
-// searching are the settings of a search.
-func (b *overloadBench) searching() *Overload {
-	o := *b.Overload
-	o.Duration, o.Warmup, o.Seeds, o.Seed, o.Retries, o.Trail = searchLength, searchWarmup, 1, searchSeed, 0, nil
-	return &o
-}
-
-// bestStatic finds the best static limit: among steps of a half from 8 on, then
-// between the neighbours of the best. change, where it is not nil, is what a
-// scenario changes.
-func (b *overloadBench) bestStatic(ctx context.Context, change func(*trial)) (int64, error) {
-	best, most := int64(1), -1.0
-	try := func(limits []int64) error {
-		var trials []trial
-		for _, l := range limits {
-			t := trial{Overload: b.searching(), mix: b.mix, system: SystemSpillway + "-" + admission.LimitStatic, load: searchLoad, seed: searchSeed, tuned: tuning{static: l}}
-			if change != nil {
-				change(&t)
-			}
-			trials = append(trials, t)
-		}
-		runs, err := playAll(ctx, trials)
-		for i, r := range runs {
-			if err == nil && r.GoodputRatio > most {
-				best, most = limits[i], r.GoodputRatio
-			}
-		}
-		return err
-	}
-	if b.Short {
-		return best, try([]int64{16, 48, 96})
-	}
-	var coarse []int64
-	for l := int64(8); l <= 512; l += max(1, l/2) {
-		coarse = append(coarse, l)
-	}
-	if err := try(coarse); err != nil {
-		return 0, err
-	}
-	step := max(1, best/8)
-	fine := []int64{best - 2*step, best - step, best + step, best + 2*step, best + 3*step}
-	return best, try(slices.DeleteFunc(fine, func(l int64) bool { return l < 1 }))
-}
-
-// bestProxy finds the best of a proxy's settings.
-func (b *overloadBench) bestProxy(ctx context.Context, system string, grid []Proxy) (Proxy, error) {
-	if b.Short {
-		grid = grid[len(grid)/2:][:1]
-	}
-	var trials []trial
-	for _, p := range grid {
-		trials = append(trials, trial{
-			Overload: b.searching(), mix: b.mix, system: system, load: searchLoad, seed: searchSeed, tuned: tuning{nginx: p, haproxy: p},
-		})
-	}
-	runs, err := playAll(ctx, trials)
-	if err != nil {
-		return Proxy{}, err
-	}
-	best := 0
-	for i, r := range runs {
-		if r.GoodputRatio > runs[best].GoodputRatio {
-			best = i
-		}
-	}
-	b.say("best of %d settings of %s at %dx: %v", len(grid), system, searchLoad, grid[best])
-	return grid[best], nil
 }
