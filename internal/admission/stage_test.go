@@ -62,6 +62,7 @@ type seat struct {
 	s        *stage
 	req      *inference.Request
 	plan     *fleet.Plan
+	tried    []*fleet.Instance
 	waiter   *admission.Waiter
 	lease    *fleet.Lease
 	err      error
@@ -184,7 +185,7 @@ func (s *stage) plan(a ask) (*inference.Request, *fleet.Plan) {
 // enter asks for a slot.
 func (s *stage) enter(a ask) *seat {
 	s.t.Helper()
-	c := &seat{s: s}
+	c := &seat{s: s, tried: a.tried}
 	c.req, c.plan = s.plan(a)
 	told := false
 	lease, waiter, err := s.g.Enter(s.now, c.plan, a.tried, func(w *admission.Waiter) {
