@@ -261,8 +261,14 @@ func (w *World) token(c *call) {
 		// Behind a full buffer the gateway sees a token when the client has read one.
 		behind := time.Duration(float64(c.sequence.Generated()-readBuffer) / slow * float64(time.Second))
 		if at := max(c.seen, c.try.First+behind); c.try.First > 0 && at > w.now {
+			held := at - max(c.seen, w.now) // by its reader, as the gateway notes
 			c.seen = at
-			w.at(at, func() { w.see(c, last) })
+			w.at(at, func() {
+				if c.lease != nil && !c.over {
+					c.lease.Held(held)
+				}
+				w.see(c, last)
+			})
 			return
 		}
 	}

@@ -150,6 +150,14 @@ func (l *Lease) Token(now time.Time) {
 	}
 }
 
+// Held says that the stream was kept waiting for its reader, for d, since the last
+// event: that is no gap of the instance's.
+func (l *Lease) Held(d time.Duration) {
+	l.first += int64(d)
+	l.last += int64(d)
+	l.folded += int64(d)
+}
+
 // fold adds the gaps since the last time to the instance's counters.
 func (l *Lease) fold() {
 	if l.events == 0 {

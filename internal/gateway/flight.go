@@ -252,11 +252,16 @@ func (f *flight) relayEvents(a *attempt) error {
 	last := time.Now()
 	f.rec.TTFT = last.Sub(f.req.Received)
 	f.rec.Tokens = 1
+	at := last
 	for err == nil {
+		if held := time.Since(at); held > slowReader {
+			a.lease.Held(held)
+		}
 		var ev inference.Event
 		if ev, err = a.answer.Event(f.req.Deadline); err != nil {
 			return f.late(err)
 		}
+		at = ev.At
 		if !ev.Usage.Zero() {
 			f.rec.Usage = ev.Usage
 		}
@@ -274,6 +279,10 @@ func (f *flight) relayEvents(a *attempt) error {
 	}
 	return f.gone(err)
 }
+
+// slowReader is how long a write to the reader may take before it counts as the
+// reader's pace and not the instance's.
+const slowReader = 5 * time.Millisecond
 
 // relayBody passes an answer on that is not a stream. What was held back goes
 // out in one piece; the rest of one that is too large to hold follows as it comes.
