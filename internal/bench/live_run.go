@@ -213,9 +213,6 @@ func (l *liveBench) tell(t *liveTrial, r *liveRun, took time.Duration) {
 		t.name(), t.load, t.seed, r.Load, r.GoodputRatio, vip.Attainment, vip.TTFT.P50.Seconds(), vip.TTFT.P99.Seconds(),
 		r.Classes[inference.Normal].Attainment, r.Classes[inference.Batch].Attainment, r.Jain, r.Starvation.Seconds(),
 		r.Rejections.Latency.N, lag, 100*late, took.Seconds())
-	if why := r.system.InvalidReason; why != "" {
-		l.say("  not valid: %s", why)
-	}
 	for _, c := range []inference.Class{inference.VIP, inference.Normal, inference.Batch} {
 		if f := r.missed[c]; l.Trail != nil {
 			fmt.Fprintf(l.Trail, "  %s: of %d offered %d refused, %d cut, %d late, %d slow\n", c, r.Classes[c].Offered, f.refused, f.cut, f.late, f.slow)

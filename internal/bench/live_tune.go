@@ -94,7 +94,7 @@ func (l *liveBench) point(ctx context.Context, system string, set tuning) (float
 	one.Overload, one.drain = &o, liveSearchDrain
 	t := liveTrial{trial: one.trial(system, searchLoad)}
 	t.seed, t.tuned = searchSeed, set
-	r, err := one.play(ctx, &t)
+	r, err := one.valid(ctx, &t)
 	if err != nil {
 		return 0, err
 	}
