@@ -1,11 +1,14 @@
 package admission_test
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 func TestApplyWhileRequestsWait(t *testing.T) {
@@ -161,14 +164,14 @@ func TestApplyDoesNotHoldUpRequests(t *testing.T) {
 		ordered <- err
 	}()
 	<-keep.entered
-	begun := make(chan struct{})
 	go func() { // ends with the write, too
-		close(begun)
 		s.g.Apply(patient(1))
 		close(applied)
 	}()
-	<-begun
-	time.Sleep(20 * time.Millisecond) // it has come to where it waits
+	testkit.Eventually(t, "the reload waits for the order", func() bool {
+		stacks := make([]byte, 1<<20)
+		return strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "admission.(*Emergency).Apply(")
+	})
 	done := make(chan struct{})
 	var waits *seat
 	go func() {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spillway/spillway/internal/admission"
@@ -379,7 +380,10 @@ func TestModel(t *testing.T) {
 
 // TestConcurrently lets clients come, wait, run and go from many goroutines while the
 // governor ticks, instances come and go, and the configuration changes.
-func TestConcurrently(t *testing.T) {
+func TestConcurrently(t *testing.T) { synctest.Test(t, concurrently) }
+
+// concurrently runs in a bubble, so that all of it happens at few instants.
+func concurrently(t *testing.T) {
 	const workers, each = 16, 150
 	cfg := static(2)
 	cfg.Classes.VIP.TTFT, cfg.Classes.Normal.TTFT, cfg.Classes.Batch.TTFT = 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
