@@ -225,7 +225,9 @@ func (o *Overload) limiter(system string) string {
 
 // source is the trace: its place in a configuration, and the files that it is in.
 func (o *Overload) source() (load.Trace, fs.FS, error) {
-	t := load.Trace{Speed: 1, RateScale: 1}
+	// Rows of one time stamp are spread until the next one: such a stamp is the
+	// recorder's resolution.
+	t := load.Trace{Speed: 1, RateScale: 1, Spread: true}
 	if o.Trace == ExcerptTrace {
 		t.Path = excerptPath
 		return t, excerpt, nil

@@ -101,6 +101,10 @@ func (w *World) start(c *call, e *virtualEngine) {
 	}
 }
 
+// busyAgain is the wait that a gateway asks for when all engines that it tried were
+// full.
+const busyAgain = time.Second
+
 // busy ends an attempt whose engine is full.
 func (w *World) busy(c *call) {
 	if f, ok := w.front.(*gatewayFront); ok && f.retry(c, inference.VerdictBusy) {
@@ -108,7 +112,7 @@ func (w *World) busy(c *call) {
 	}
 	c.try.Refused = true
 	w.end(c, inference.VerdictBusy)
-	w.again(c, 0, "")
+	w.again(c, busyAgain, "")
 }
 
 // refuse ends an attempt that nothing was done for, and lets its client come back

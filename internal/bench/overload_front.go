@@ -3,10 +3,12 @@ package bench
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/inference"
 )
 
@@ -35,6 +37,32 @@ type virtualGateway struct {
 	fleet    *fleet.Fleet
 	governor *admission.Governor
 	picker   fleet.Picker
+	busy     map[*fleet.Live]*busyRun
+}
+
+// busyRun is an engine's busy answers in a row, and the cool-down after the last.
+type busyRun struct {
+	count int
+	until time.Duration
+}
+
+// cool keeps requests away from an engine that said busy, as the health package does
+// in a gateway that is not one of virtual time: answers that come while it cools do
+// not count again.
+func (g *virtualGateway) cool(live *fleet.Live) {
+	r := g.busy[live]
+	if r == nil {
+		r = new(busyRun)
+		g.busy[live] = r
+	}
+	if g.w.now < r.until {
+		return
+	}
+	set := health.Default().Passive
+	d := min(set.BusyTime<<min(r.count, 10), set.MaxBusyTime)
+	r.count++
+	r.until = g.w.now + d
+	live.Cool(g.w.clock().Add(d).UnixNano())
 }
 
 // gatewayFront is one gateway or several.
@@ -120,7 +148,7 @@ func (g *virtualGateway) decided(c *call, lease *fleet.Lease, err error) {
 // refused answers with what the governor said.
 func (g *virtualGateway) refused(c *call, err error) {
 	wait, ticket := time.Duration(0), ""
-	if e, ok := err.(*inference.Error); ok {
+	if e, ok := errors.AsType[*inference.Error](err); ok {
 		if wait, ticket = e.RetryAfter, e.Ticket; e.NoRetry {
 			wait = -1
 		}
@@ -140,7 +168,11 @@ func (f *gatewayFront) ended(c *call, v inference.Verdict) {
 		return
 	}
 	c.lease.Verdict = v
-	if v == inference.VerdictOK {
+	switch v {
+	case inference.VerdictBusy:
+		c.gateway.cool(c.lease.Instance.Live)
+	case inference.VerdictOK:
+		delete(c.gateway.busy, c.lease.Instance.Live)
 		c.lease.Usage = inference.Usage{PromptTokens: int64(c.try.Prompt), CompletionTokens: int64(c.try.Tokens)}
 	}
 	c.lease.Release(f.w.clock())
@@ -159,6 +191,9 @@ func (f *gatewayFront) retry(c *call, v inference.Verdict) bool {
 	c.tried = append(c.tried, lease.Instance)
 	delete(c.engine.running, c)
 	c.lease, c.engine = nil, nil
+	if v == inference.VerdictBusy {
+		c.gateway.cool(lease.Instance.Live)
+	}
 	lease.Verdict = v
 	lease.Release(f.w.clock())
 	c.gateway.enter(c)

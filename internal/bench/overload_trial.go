@@ -188,13 +188,6 @@ func judging(tries []Try, terms Terms) *scorer {
 	return s
 }
 
-// durations are the times to first token and end to end that quantiles over several
-// runs are taken of.
-func durations(tries []Try, terms Terms) (ttft, e2e map[inference.Class][]time.Duration) {
-	s := judging(tries, terms)
-	return s.ttft, s.e2e
-}
-
 // misses are why logical requests were not good.
 type misses struct{ refused, cut, late, slow int }
 

@@ -250,7 +250,7 @@ func (w *World) buildGateways() error {
 	}
 	log := slog.New(slog.DiscardHandler)
 	for range w.Gateways {
-		g := &virtualGateway{w: w, fleet: fleet.New(log)}
+		g := &virtualGateway{w: w, fleet: fleet.New(log), busy: make(map[*fleet.Live]*busyRun)}
 		if err := g.fleet.Apply(layout); err != nil {
 			return err
 		}
