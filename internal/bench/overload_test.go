@@ -26,17 +26,16 @@ func short(t *testing.T, scenario string) bench.Overload {
 // 20 s is short, and docs/overload.md says what falls short in long runs as well.
 var shortfalls = map[string]float64{
 	"spillway 10x: vip p99 TTFT / at 0.8x":                              2.2,
-	"E5 one of 50 tenants with half of 4x, all of them normal: Jain":    0.3,
-	"E5 one of 50 tenants with half of 4x: Jain":                        0.10,
-	"E5 arena-27clients 4x: Jain":                                       0.40,
-	"E5 arena-27clients 4x, all of them normal: Jain":                   0.30,
-	"E5 arena-27clients, flood of 10x: service that the others lose":    0.20,
-	"E5 vip flood 3x: goodput of vip / its floor":                       0.5,
-	"E5 vip flood 3x: goodput of batch / its floor":                     0.30,
+	"E5 one of 50 tenants with half of 4x, all of them normal: Jain":    0.75,
+	"E5 one of 50 tenants with half of 4x: Jain":                        0.50,
+	"E5 arena-27clients 4x: Jain":                                       0.75,
+	"E5 arena-27clients 4x, all of them normal: Jain":                   0.75,
+	"E5 arena-27clients, flood of 10x: service that the others lose":    0.10,
+	"E5 vip flood 3x: goodput of vip / its floor":                       0.60,
 	"E11 a tenth reads 5 tokens a second: work done / optimum":          0.45,
-	"tickets 5x: reused ones admitted more often than requests without": 0.20,
-	"tickets 5x: forged ones admitted more often than requests without": 0.10,
-	"tickets 5x: early ones admitted more often than requests without":  0.10,
+	"tickets 5x: reused ones admitted more often than requests without": 0.08,
+	"tickets 5x: forged ones admitted more often than requests without": 0.08,
+	"tickets 5x: early ones admitted more often than requests without":  0.08,
 }
 
 // margin is how far from its bar a requirement may be in the short form.
@@ -63,7 +62,7 @@ func TestOverloadScenarios(t *testing.T) {
 	lengths := map[string]time.Duration{"E6": 180 * time.Second, "E9": 140 * time.Second} // an outage lasts 50 s
 	engines := map[string]int{"E6": 4, "E7": 4}                                           // of which one is lost
 	least := map[string]int{                                                              // verdicts without those on counters
-		"E1": 3, "E2": 7, "E3": 4, "E4": 2, "E5": 9, "E6": 3, "E7": 5, "E8": 2, "E9": 4, "E10": 6, "E11": 2, "E12": 3, "tickets": 7,
+		"E1": 3, "E2": 7, "E3": 4, "E4": 2, "E5": 9, "E6": 3, "E7": 5, "E8": 2, "E9": 4, "E10": 6, "E11": 2, "E12": 2, "tickets": 7,
 	}
 	for _, s := range bench.OverloadScenarios() {
 		t.Run(s.Name, func(t *testing.T) {
