@@ -221,6 +221,22 @@ func TestAWaitEndsWithItsBudget(t *testing.T) {
 	s.idle()
 }
 
+// TestAWaitEndsEarlierWhereFirstTokensAreSlow: what is left must do for twice their
+// time.
+func TestAWaitEndsEarlierWhereFirstTokensAreSlow(t *testing.T) {
+	for first, want := range map[time.Duration]time.Duration{
+		time.Second: 8 * time.Second, 3 * time.Second: 4 * time.Second, time.Minute: 2500 * time.Millisecond,
+	} {
+		s := newStage(t, static(1), layout(pool("p", 1, "m")))
+		s.enter(ask{}).lease.FirstToken(s.now, first, true)
+		waits := s.enter(ask{})
+		s.pass(want)
+		waits.want("waits")
+		s.pass(100 * time.Millisecond)
+		waits.refused("wait_expired")
+	}
+}
+
 // TestNothingIsSentBehindItsBudget holds between two ticks, too.
 func TestNothingIsSentBehindItsBudget(t *testing.T) {
 	s := newStage(t, static(1), layout(pool("p", 1, "m")))
@@ -402,8 +418,8 @@ func TestAFallbackModelStandsIn(t *testing.T) {
 	})
 }
 
-// TestWhatStandsInHoldsNobodyUp has as many heads that may not use a pool as one
-// round passes over.
+// TestWhatStandsInHoldsNobodyUp has more heads that may not use a pool than one round
+// passes over, all of them of tenants that were served less.
 func TestWhatStandsInHoldsNobodyUp(t *testing.T) {
 	pools := []fleet.PoolLayout{pool("q", 1, "small")}
 	for i := range 6 {
@@ -411,20 +427,19 @@ func TestWhatStandsInHoldsNobodyUp(t *testing.T) {
 	}
 	s := newStage(t, patient(1), layout(pools...))
 	run := s.enter(ask{model: "small", tenant: "own"})
-	run.want("q/0")
-	waits := s.enter(ask{model: "small", tenant: "own"})
+	served, waits := s.enter(ask{model: "small", tenant: "own", prompt: 10_000}), s.enter(ask{model: "small", tenant: "own"})
+	run.release()
+	served.want("q/0")
 	for i := range 6 {
-		for _, class := range []inference.Class{inference.Normal, inference.VIP, inference.Batch, inference.Batch} {
-			s.enter(ask{model: fmt.Sprintf("m%d", i), class: class, tenant: "other", fallback: "q"})
+		for _, class := range []inference.Class{inference.Normal, inference.VIP, inference.Normal, inference.Batch} {
+			s.enter(ask{model: fmt.Sprintf("m%d", i), class: class, tenant: fmt.Sprint("other ", i), fallback: "q"})
 		}
 	}
-	run.release()
+	if n := s.g.Snapshot().Waiting; n != 1+6*3 {
+		t.Fatalf("%d wait", n)
+	}
+	served.release()
 	waits.want("q/0")
-	waits.lease.Usage.CompletionTokens = 1_000_000
-	last := s.enter(ask{model: "small", tenant: "own", class: inference.Batch})
-	last.want("waits")
-	waits.release()
-	last.want("q/0")
 }
 
 func TestAttemptsAfterTheFirst(t *testing.T) {

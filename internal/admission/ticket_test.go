@@ -337,6 +337,44 @@ func TestReturnersGoFirstInTheirClass(t *testing.T) {
 	one.want("p/0")
 }
 
+// TestReturnersGoFirstInTheirPool before other models' requests of their class, whose
+// tenants were served less.
+func TestReturnersGoFirstInTheirPool(t *testing.T) {
+	f := newFlow(t, static(1))
+	e := f.refuse(ask{tenant: "background", body: "a"})
+	f.flow(e.RetryAfter)
+	other := f.enter(ask{tenant: "new", model: "n", pools: []string{"p"}})
+	other.want("waits")
+	back := f.enter(ask{tenant: "background", body: "a"})
+	f.serve()
+	back.want("p/0")
+	other.want("waits")
+}
+
+// TestUnclaimedSlotsAreLent a second after they were due; until then they are kept.
+func TestUnclaimedSlotsAreLent(t *testing.T) {
+	f := newFlow(t, static(1))
+	sold := f.now
+	var due []time.Duration
+	for range 20 {
+		due = append(due, f.refuse(ask{tenant: "buyer"}).RetryAfter)
+	}
+	f.fill = 5
+	f.flow(due[len(due)-1])
+	kept, passed := 0.0, f.now.Sub(sold)
+	for _, d := range due {
+		if d > passed-time.Second && d <= passed+time.Millisecond {
+			kept++
+		}
+	}
+	n := float64(f.g.Snapshot().Models[normal].Waiting)
+	if kept < 4 || kept > 6 || n > 6 {
+		t.Fatalf("%v slots are kept, %v wait", kept, n)
+	}
+	e := f.refuse(ask{tenant: "background", change: func(r *inference.Request) { r.Wait = 2 * time.Millisecond }})
+	about(t, "predicted", e.Predicted.Seconds(), (n+1+kept)/10)
+}
+
 // TestAReturnerLeaves gives its place up like any other.
 func TestAReturnerLeaves(t *testing.T) {
 	f := newFlow(t, static(1))
