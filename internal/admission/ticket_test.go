@@ -28,8 +28,15 @@ type flow struct {
 // newFlow lets it flow until rates are known.
 func newFlow(t testing.TB, cfg admission.Config) *flow {
 	t.Helper()
+	return newFlowAfter(t, cfg, func(*stage) {})
+}
+
+// newFlowAfter is newFlow behind something else.
+func newFlowAfter(t testing.TB, cfg admission.Config, before func(*stage)) *flow {
+	t.Helper()
 	cfg.Tickets.SecretEnv = secretEnv
 	f := &flow{stage: newStage(t, cfg, layout(pool("p", 1, "m"))), fill: 40, ask: ask{tenant: "background"}}
+	before(f.stage)
 	f.run = f.enter(ask{tenant: "background"})
 	f.flow(20 * time.Second)
 	return f
@@ -340,7 +347,9 @@ func TestReturnersGoFirstInTheirClass(t *testing.T) {
 // TestReturnersGoFirstInTheirPool before other models' requests of their class, whose
 // tenants were served less.
 func TestReturnersGoFirstInTheirPool(t *testing.T) {
-	f := newFlow(t, static(1))
+	f := newFlowAfter(t, static(1), func(s *stage) { // the other model's lane is looked at first
+		s.enter(ask{tenant: "new", model: "n", pools: []string{"p"}}).release()
+	})
 	e := f.refuse(ask{tenant: "background", body: "a"})
 	f.flow(e.RetryAfter)
 	other := f.enter(ask{tenant: "new", model: "n", pools: []string{"p"}})
