@@ -34,8 +34,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 	}
 	t := a.queue(q)
 	if t == nil {
-		a.lift(l.level(w.class))
-		t = &tenantQueue{of: q, account: a}
+		t = &tenantQueue{of: q, account: a, lift: max(0, l.level(w.class)-a.counter)}
 		a.queues = append(a.queues, t)
 		t.waiters = append(t.waiters, w)
 		heap.Push(&q.tenants, t)
@@ -156,7 +155,7 @@ func (g *Governor) head(now time.Time, p *pool, c inference.Class, missed []*Wai
 		if w == nil || slices.Contains(missed, w) || l.standIn(p) && g.Step() < StepCheaperModel && !l.lost(now) {
 			continue
 		}
-		if best == nil || w.ticket && !best.ticket || w.ticket == best.ticket && w.account.counter < best.account.counter {
+		if best == nil || w.ticket && !best.ticket || w.ticket == best.ticket && w.rank() < best.rank() {
 			best = w
 		}
 	}
@@ -189,7 +188,7 @@ func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *sett
 	if a := w.account; a != nil {
 		if !w.ticket && len(w.lane.class[w.class].tenants) > 0 {
 			// Who goes out of turn, or alone, says nothing about the others.
-			p.level[w.class] = a.counter
+			p.level[w.class] = w.rank()
 		}
 		a.charge(cost)
 		lease.Payer, lease.Charge = a, outputCost*expected

@@ -88,7 +88,7 @@ func (c *checker) class(l *lane, class int) {
 	}
 	for at, t := range q.tenants {
 		c.want(t.at == at && t.of == q && len(t.waiters) > 0, "class %d of lane %s: a tenant is misplaced", class, l.model)
-		c.want(at == 0 || t.account.counter >= q.tenants[(at-1)/2].account.counter, "class %d of lane %s: tenants out of order", class, l.model)
+		c.want(at == 0 || t.rank() >= q.tenants[(at-1)/2].rank(), "class %d of lane %s: tenants out of order", class, l.model)
 		c.queues[t.account]++
 		weights += t.account.weight
 		for i, w := range t.waiters {

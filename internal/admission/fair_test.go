@@ -280,6 +280,19 @@ func TestWhatWasServedElsewhereIsNoLevel(t *testing.T) {
 	}
 }
 
+// TestATenantInTwoClasses has its share in each, whatever those that it waits with in
+// the other one were served.
+func TestATenantInTwoClasses(t *testing.T) {
+	l := newLine(t, patient(1))
+	l.queue(1500, ask{class: inference.VIP, tenant: "v"})
+	l.queue(1000, ask{tenant: "a"})
+	l.queue(1000, ask{tenant: "b"})
+	l.shares(600, byTenant)
+	l.queue(1, ask{tenant: "a", class: inference.VIP})
+	both := func(c *seat) string { return byTenant(c) + " " + byClass(c) }
+	near(t, l.shares(300, both), map[string]int{"v vip": 200, "a vip": 1, "a normal": 49, "b normal": 50})
+}
+
 // TestReturnersAreNoLevel lets a tenant return with tickets again and again. It is
 // charged for that, and who comes new is not.
 func TestReturnersAreNoLevel(t *testing.T) {

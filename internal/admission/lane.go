@@ -60,12 +60,12 @@ func (l *lane) lost(now time.Time) bool {
 	return true
 }
 
-// level is the counter with which a tenant begins to wait in a class of the lane:
+// level is the rank with which a tenant begins to wait in a class of the lane:
 // that of who was served least among those that wait there or, when none does, of
 // who was served last. What was served at other instances says nothing here.
 func (l *lane) level(c inference.Class) float64 {
 	if q := &l.class[c]; len(q.tenants) > 0 {
-		return q.tenants[0].account.counter
+		return q.tenants[0].rank()
 	}
 	return l.pools[0].level[c]
 }
@@ -206,13 +206,6 @@ func (a *account) queue(q *classQueue) *tenantQueue {
 	return nil
 }
 
-// lift ends what the tenant has saved up in its absence.
-func (a *account) lift(level float64) {
-	if a.counter < level {
-		a.charge((level - a.counter) * a.weight)
-	}
-}
-
 // charge adds service and restores the order of the queues.
 func (a *account) charge(tokens float64) {
 	a.counter += tokens / a.weight
@@ -227,14 +220,19 @@ type tenantQueue struct {
 	of      *classQueue
 	account *account
 	waiters waiterHeap
-	at      int // in of.tenants
+	lift    float64 // added to the counter here, so that an absence saves nothing up
+	at      int     // in of.tenants
 }
 
-// tenantHeap orders the tenants of a class by their counters.
+// rank orders tenants: what they were served and, since they wait here, could not
+// have saved up before.
+func (t *tenantQueue) rank() float64 { return t.account.counter + t.lift }
+
+// tenantHeap orders the tenants of a class by their ranks.
 type tenantHeap []*tenantQueue
 
 func (h tenantHeap) Len() int           { return len(h) }
-func (h tenantHeap) Less(i, j int) bool { return h[i].account.counter < h[j].account.counter }
+func (h tenantHeap) Less(i, j int) bool { return h[i].rank() < h[j].rank() }
 func (h tenantHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].at, h[j].at = i, j
@@ -346,7 +344,7 @@ type pool struct {
 	lanes   []*lane
 	start   [classes]float64 // start tag of the class's next request
 	virtual float64          // start tag of the request that was sent last
-	level   [classes]float64 // counter of the tenant that was served last
+	level   [classes]float64 // rank of the tenant that was served last
 	first   atomic.Uint64    // float64 bits: mean time from the attempt's start to the first token, seconds
 	refused float64
 	unmet   float64

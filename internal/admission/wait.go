@@ -37,6 +37,14 @@ type Waiter struct {
 	err   error
 }
 
+// rank orders the heads of a class: the smallest is sent first.
+func (w *Waiter) rank() float64 {
+	if w.queue != nil {
+		return w.queue.rank()
+	}
+	return w.account.counter
+}
+
 // finish ends the wait. The caller holds the governor's mutex.
 func (w *Waiter) finish(lease *fleet.Lease, err error) {
 	w.done, w.lease, w.err = true, lease, err
