@@ -101,7 +101,7 @@ func (g *Governor) pressure(now time.Time, set *settings) float64 {
 			if q.n == 0 {
 				continue
 			}
-			wait := float64(q.n+q.pledges.due(now, now.Add(time.Second))) / l.rate(c, set)
+			wait := (float64(q.n) + q.pledges.due(now, now.Add(time.Second))) / l.rate(c, set)
 			most = max(most, wait/allowance(set.Classes.class(c).TTFT, l.firstToken(), admitShare).Seconds())
 		}
 	}

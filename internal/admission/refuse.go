@@ -83,7 +83,7 @@ func (g *Governor) predict(now time.Time, w *Waiter, set *settings) time.Duratio
 		}
 		ahead = min(ahead, (own+1)*total/mine)
 	}
-	ahead += back + float64(q.pledges.due(now, now.Add(w.budget)))
+	ahead += back + q.pledges.due(now, now.Add(w.budget))
 	return time.Duration((ahead + 1) / w.lane.rate(w.class, set) * float64(time.Second))
 }
 
@@ -198,7 +198,11 @@ func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference
 	}
 	q.pledges.next = begin.Add(slot)
 	a.sold[w.class] = begin.Add(time.Duration(float64(slot) * all / a.weight))
-	due := begin.Add(time.Duration(rand.Float64() * float64(slot))).Truncate(time.Millisecond)
+	random := rand.Uint64
+	if w.plan.Random != nil {
+		random = w.plan.Random
+	}
+	due := begin.Add(time.Duration(float64(random()>>11) / (1 << 53) * float64(slot))).Truncate(time.Millisecond)
 	p := pledge{due: due, tenant: tenant, body: bodyHash(req), nonce: newNonce()}
 	q.pledges.out = append(q.pledges.out, p)
 	g.mu.tickets++

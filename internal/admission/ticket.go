@@ -33,23 +33,37 @@ type pledge struct {
 type pledges struct {
 	next time.Time // the ticket clock: when the last slot that was sold ends
 	out  []pledge
+	lost float64 // share of the latest tickets that nobody came back with
+}
+
+// claimMemory is the weight of the latest ticket in the share that is lost.
+const claimMemory = 1.0 / 32
+
+// learn notes whether a ticket's holder came back.
+func (p *pledges) learn(lost bool) {
+	x := 0.0
+	if lost {
+		x = 1
+	}
+	p.lost += (x - p.lost) * claimMemory
 }
 
 // forget drops what is expired and returns how many tickets that were.
 func (p *pledges) forget(now time.Time) int {
 	n := 0
 	for n < len(p.out) && now.Sub(p.out[n].due) > ticketExpiry {
+		p.learn(true)
 		n++
 	}
 	p.out = slices.Delete(p.out, 0, n)
 	return n
 }
 
-// due counts the slots that are kept for tickets due until the given instant;
-// those not claimed in time are lent.
-func (p *pledges) due(now, until time.Time) int {
+// due counts the slots that are kept for tickets due until the given instant, as
+// many of them as come back; those not claimed in time are lent.
+func (p *pledges) due(now, until time.Time) float64 {
 	first := p.index(now.Add(-ticketLent))
-	return max(0, p.index(until)-first)
+	return float64(max(0, p.index(until)-first)) * (1 - p.lost)
 }
 
 // index is the number of tickets due before t.
@@ -79,6 +93,7 @@ func (p *pledges) claim(now time.Time, tenant, body, nonce uint64) (pledge, bool
 		}
 		if t.tenant == tenant && (nonce != 0 && t.nonce == nonce || nonce == 0 && t.body == body) && now.Sub(t.due) <= ticketExpiry {
 			p.out = slices.Delete(p.out, i, i+1)
+			p.learn(false)
 			return t, true
 		}
 	}

@@ -125,7 +125,7 @@ func TestSlotsAreSpacedByTheRate(t *testing.T) {
 			t.Errorf("ticket %d is due before the one that was sold before it", i)
 		}
 	}
-	if spread := most - least; spread > slot+20*time.Millisecond || spread < slot/2 {
+	if spread := most - least; spread > slot+slot/4 || spread < slot/2 {
 		t.Errorf("tickets are spread over %v of a slot of %v", spread, slot)
 	}
 	if got := f.issued(); got != n {
