@@ -192,7 +192,9 @@ func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *sett
 		}
 		a.charge(cost)
 		lease.Payer, lease.Charge = a, outputCost*expected
-		w.lane.class[w.class].backlog.sent++
+		q := &w.lane.class[w.class]
+		q.backlog.sent++
+		q.doubt = max(q.doubt-doubtShrinks, 0)
 	}
 	w.finish(lease, nil)
 }

@@ -80,6 +80,7 @@ type classQueue struct {
 	flow    rate         // dispatched, whether anything waited or not
 	passed  atomic.Int64 // dispatched since the last tick
 	backlog backlog
+	doubt   float64 // share of what its requests may wait that predictions keep clear of
 	pledges pledges
 	buyers  buyers
 }

@@ -54,11 +54,19 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 	if w.plan.Request.Retry > 0 {
 		share = retryShare
 	}
-	if wait > allowance(w.budget, l.firstToken(), share) {
+	if wait > allowance(w.budget, l.firstToken(), share*(1-q.doubt)) {
 		return g.refuse(now, w, set, reasonWait, wait)
 	}
 	return nil
 }
+
+// Doubt in the predictions of a class: it grows with each request that waits in vain
+// and shrinks with each that is sent, so that of those that wait about one in twenty waits in vain.
+const (
+	doubtGrows   = 0.01
+	doubtShrinks = doubtGrows / 20
+	mostDoubt    = 0.5
+)
 
 // full says whether the queue has no place for the waiter. The caller holds mu.
 func (g *Governor) full(w *Waiter, set *settings) bool {
@@ -219,6 +227,8 @@ func (g *Governor) expire(now time.Time, w *Waiter, set *settings) {
 	reason := reasonExpired
 	if !now.After(w.latest) {
 		reason = reasonShed
+	} else if q := &w.lane.class[w.class]; !w.again {
+		q.doubt = min(q.doubt+doubtGrows, mostDoubt)
 	}
 	w.finish(nil, g.refuse(now, w, set, reason, g.predict(now, w, set)))
 }
