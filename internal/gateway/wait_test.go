@@ -410,12 +410,12 @@ func TestThePlaceOfAClientThatLeaves(t *testing.T) {
 func TestWhoWouldWaitTooLong(t *testing.T) {
 	inst, let := gate(t)
 	r := newRig(t, patient, inst)
-	g := governed(t, r, nil)
+	g := governed(t, r, func(c *admission.Config) { c.Tickets.Enabled = false })
 	first := r.begin(stream, nil)
 	testkit.Eventually(t, "the first is sent", func() bool { return inst.Requests() == 1 })
 	second := r.begin(stream, nil)
 	waiting(t, g, 1)
-	third := r.begin(stream, nil)
+	third := r.begin(stream, func(q *inference.Request) { q.Wait = time.Second }) // one admission tells no rate that is good for this
 	<-third.done
 	third.code(t, inference.CodeOverloaded)
 	if e := third.fail; e.Reason != "predicted_wait" || e.Position != 2 || e.RetryAfter <= 0 || !e.NoRetry {
