@@ -32,6 +32,7 @@ func (g *Governor) enqueue(now time.Time, w *Waiter) {
 		q.back = append(q.back, w)
 		return
 	}
+	a.pace[w.class].change(now, 1)
 	t := a.queue(q)
 	if t == nil {
 		t = &tenantQueue{of: q, account: a, lift: max(0, l.level(w.class)-a.counter)}
@@ -65,6 +66,7 @@ func (g *Governor) dequeue(now time.Time, w *Waiter) {
 		q.back = slices.DeleteFunc(q.back, func(x *Waiter) bool { return x == w })
 		return
 	}
+	a.pace[w.class].change(now, -1)
 	heap.Remove(&t.waiters, w.at)
 	if len(t.waiters) == 0 {
 		heap.Remove(&q.tenants, t.at)
@@ -192,9 +194,10 @@ func (g *Governor) grant(now time.Time, w *Waiter, lease *fleet.Lease, set *sett
 		}
 		a.charge(cost)
 		lease.Payer, lease.Charge = a, outputCost*expected
-		q := &w.lane.class[w.class]
-		q.backlog.sent++
-		q.doubt = max(q.doubt-doubtShrinks, 0)
+		w.lane.class[w.class].backlog.sent++
+		if !w.ticket {
+			a.pace[w.class].sent++
+		}
 	}
 	w.finish(lease, nil)
 }

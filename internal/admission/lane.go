@@ -28,9 +28,12 @@ type lane struct {
 	again   []*Waiter // attempts after the first, in the order in which they came
 	class   [classes]classQueue
 	waiting int
-	dark    bool // no instance can be had in any of its pools, and none soon
-	used    time.Time
-	learned learned
+	// capacity is how many requests a second it sent when it last had to wait, of all
+	// classes; it is forgotten slowly.
+	capacity float64
+	dark     bool // no instance can be had in any of its pools, and none soon
+	used     time.Time
+	learned  learned
 }
 
 // add puts the pools of the candidates that serve the model itself, or of those that
@@ -80,7 +83,6 @@ type classQueue struct {
 	flow    rate         // dispatched, whether anything waited or not
 	passed  atomic.Int64 // dispatched since the last tick
 	backlog backlog
-	doubt   float64 // share of what its requests may wait that predictions keep clear of
 	pledges pledges
 	buyers  buyers
 }
@@ -171,6 +173,7 @@ type account struct {
 	counter float64 // weighted tokens by weight
 	output  float64 // mean length of the tenant's answers in tokens; 0 is not known
 	waiting int
+	pace    [classes]pace
 	queues  []*tenantQueue     // one in each class of each lane where the tenant waits
 	sold    [classes]time.Time // until when its share of the ticket clock is sold
 	bought  [classes]int64     // epoch in which it was last refused
@@ -336,6 +339,42 @@ func (b *backlog) perSecond() float64 {
 	}
 	return b.sent / b.time
 }
+
+// pace measures the rate at which a tenant's requests of a class are sent while any
+// of them waits, as backlog does for a class; it needs no tick.
+type pace struct {
+	sent, time float64 // what was sent, and the seconds in which something waited
+	waiting    int
+	at         time.Time // of the last change
+}
+
+// pass lets time pass, which counts only while something waits.
+func (p *pace) pass(now time.Time) {
+	keep := math.Exp(-now.Sub(p.at).Seconds() / rateTau)
+	p.sent *= keep
+	p.time *= keep
+	if p.waiting > 0 {
+		p.time += rateTau * (1 - keep)
+	}
+	p.at = now
+}
+
+// change notes that a request came, or left when n is negative.
+func (p *pace) change(now time.Time, n int) {
+	p.pass(now)
+	p.waiting += n
+}
+
+// perSecond is the rate, 0 when the tenant has not waited for long enough to tell.
+func (p *pace) perSecond(now time.Time) float64 {
+	if p.pass(now); p.time < steadyBacklog || p.sent < enoughSent {
+		return 0
+	}
+	return p.sent / p.time
+}
+
+// enoughSent is the number of requests behind a tenant's rate.
+const enoughSent = 4
 
 // pool is what the governor keeps of a pool: the virtual time of start-time fair
 // queueing among its classes (Goyal et al. 1996).

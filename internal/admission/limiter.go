@@ -23,6 +23,7 @@ type Signals struct {
 	First     time.Duration // mean time from dispatch to first token
 	Ahead     float64       // mean of the prompt tokens outstanding at dispatch, the request's own included
 	Prompt    float64       // prompt tokens whose first token came
+	Prompts   int64         // of them
 	Reading   time.Duration // time in which prompt tokens were outstanding
 	Oldest    time.Duration // age of the oldest request without a first token
 	Preempted int64         // sequences that the engine says it threw out for want of memory
@@ -190,7 +191,7 @@ func (l *Learned) steer(s *Signals) {
 		// A queue inside the engine, which the prompts ahead do not explain.
 		l.limit = 0.9 * min(l.limit, s.InFlight+1)
 	case l.gaps < enoughGaps:
-		if s.Waiting && s.Gaps == 0 && s.Standing == 0 && s.InFlight >= 0.8*l.limit {
+		if s.Waiting && s.Gaps == 0 && s.Running == 0 && s.InFlight >= 0.8*l.limit {
 			l.limit += max(1, 0.05*l.limit) // no token ever comes, as of embeddings
 		}
 		return
@@ -349,7 +350,7 @@ func (l *Learned) full(s *Signals) bool {
 func (l *Learned) prefill(s *Signals) {
 	l.read += s.Prompt
 	l.reading += s.Reading.Seconds()
-	l.prompts += float64(s.Firsts)
+	l.prompts += float64(max(s.Prompts, s.Firsts))
 	if l.prompts >= enoughPrompts && l.reading >= enoughReading {
 		share := peakFalls
 		rate := l.read / l.reading

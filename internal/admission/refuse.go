@@ -2,6 +2,7 @@ package admission
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/spillway/spillway/internal/inference"
@@ -21,11 +22,11 @@ var reasons = [...]string{reasonWait, reasonExpired, reasonFull, reasonShed, rea
 
 // admitShare is the share of what its budget leaves that a request is predicted to
 // wait at most: the rest is for what the prediction does not know.
-const admitShare = 0.8
+const admitShare = 0.65
 
 // retryShare is the same for a client's retry that holds no ticket: it was told to
 // come later, or not at all.
-const retryShare = 0.4
+const retryShare = 0.35
 
 // judge refuses a request that cannot be sent in time. The caller holds mu.
 func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
@@ -54,19 +55,11 @@ func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
 	if w.plan.Request.Retry > 0 {
 		share = retryShare
 	}
-	if wait > allowance(w.budget, l.firstToken(), share*(1-q.doubt)) {
+	if wait > allowance(w.budget, l.firstToken(), share) {
 		return g.refuse(now, w, set, reasonWait, wait)
 	}
 	return nil
 }
-
-// Doubt in the predictions of a class: it grows with each request that waits in vain
-// and shrinks with each that is sent, so that of those that wait about one in twenty waits in vain.
-const (
-	doubtGrows   = 0.01
-	doubtShrinks = doubtGrows / 20
-	mostDoubt    = 0.5
-)
 
 // full says whether the queue has no place for the waiter. The caller holds mu.
 func (g *Governor) full(w *Waiter, set *settings) bool {
@@ -76,23 +69,29 @@ func (g *Governor) full(w *Waiter, set *settings) bool {
 // predict is how long a newcomer would wait: those ahead of it and the tickets
 // that come due in time, at the rate at which its class is sent (Little's law). A
 // tenant's own requests count by its share of the class, so that one that floods
-// refuses itself. The caller holds mu.
+// refuses itself; of a tenant that has been waiting its own rate is known. The caller holds mu.
 func (g *Governor) predict(now time.Time, w *Waiter, set *settings) time.Duration {
 	q := &w.lane.class[w.class]
 	back := float64(len(q.back)) // they go first, whoever they are
 	ahead := float64(q.n) - back
+	back += q.pledges.due(now, now.Add(w.budget))
+	rate := w.lane.rate(w.class, set)
+	seconds := func(d float64) time.Duration { return time.Duration(d * float64(time.Second)) }
 	if ahead > 0 {
 		req := w.plan.Request
 		total, own, mine := q.weights, 0.0, set.tenantWeight(req.Tenant)
-		if t := g.mu.accounts[req.Tenant].queue(q); t != nil {
+		a := g.mu.accounts[req.Tenant]
+		if t := a.queue(q); t != nil {
 			own = float64(len(t.waiters))
+			if pace := a.pace[w.class].perSecond(now); pace > 0 {
+				return seconds((own+1)/pace + back/rate)
+			}
 		} else {
 			total += mine
 		}
 		ahead = min(ahead, (own+1)*total/mine)
 	}
-	ahead += back + q.pledges.due(now, now.Add(w.budget))
-	return time.Duration((ahead + 1) / w.lane.rate(w.class, set) * float64(time.Second))
+	return seconds((ahead + back + 1) / rate)
 }
 
 // slowestRate keeps predictions finite, requests a second.
@@ -107,13 +106,19 @@ func (l *lane) rate(c inference.Class, set *settings) float64 {
 	if q.backlog.time >= steadyBacklog {
 		return max(measured, slowestRate)
 	}
-	total, weights := 0.0, set.weight[c]
+	flow, running, weights := 0.0, 0.0, set.weight[c]
 	for _, other := range shared {
-		total += l.class[other].flow.perSecond
+		flow += l.class[other].flow.perSecond
 		if other != c && l.class[other].n > 0 {
 			weights += set.weight[other]
 		}
 	}
+	for _, p := range l.pools {
+		running += float64(p.fleet.Live.InFlight())
+	}
+	// Where little was sent lately the lane can do what it could when it had to, and
+	// what runs now is taken to end within a budget.
+	total := max(flow, l.capacity, running/set.Classes.class(c).TTFT.Seconds())
 	return max(measured, q.flow.perSecond, total*set.weight[c]/weights, slowestRate)
 }
 
@@ -184,8 +189,8 @@ func (g *Governor) refuse(now time.Time, w *Waiter, set *settings, reason string
 }
 
 // promise sells the request a slot of its class's ticket clock, when there is one
-// within a minute and the tenant has not had its share of slots: whoever is refused
-// most often would be promised most otherwise. The clock moves only then: a promise
+// within a minute and the tenant does not hold more than its share of those out:
+// whoever is refused most often would be promised most otherwise. The clock moves only then: a promise
 // per refusal would grow by more than a second each second and outlive the burst.
 // The caller holds mu.
 func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference.Error) {
@@ -193,26 +198,29 @@ func (g *Governor) promise(now time.Time, w *Waiter, set *settings, e *inference
 	g.mu.tickets -= q.pledges.forget(now)
 	slot := time.Duration(float64(time.Second) / (set.Tickets.Share * w.lane.rate(w.class, set)))
 	begin := now.Add(min(e.Predicted, longestWait))
-	if q.pledges.next.After(begin) {
+	// What was sold at a lower rate takes less of the clock now.
+	if busy := begin.Add(time.Duration(len(q.pledges.out)) * slot); q.pledges.next.After(busy) {
+		begin = busy
+	} else if q.pledges.next.After(begin) {
 		begin = q.pledges.next
 	}
 	tenant, a := nameHash(req.Tenant), g.account(req)
-	all := q.buyers.weight(now, a, w.class)
-	if a.sold[w.class].After(begin) {
+	own, share := q.pledges.of(tenant), a.weight/q.buyers.weight(now, a, w.class)
+	if float64(own) > share*float64(len(q.pledges.out)+1) && a.sold[w.class].After(begin) || own >= set.Tickets.PerTenant {
 		return
 	}
-	if begin.Add(slot).Sub(now) > longestWait || len(q.pledges.out) >= set.Tickets.PerClass || q.pledges.of(tenant) >= set.Tickets.PerTenant {
+	if begin.Add(slot).Sub(now) > longestWait || len(q.pledges.out) >= set.Tickets.PerClass {
 		return
 	}
 	q.pledges.next = begin.Add(slot)
-	a.sold[w.class] = begin.Add(time.Duration(float64(slot) * all / a.weight))
+	a.sold[w.class] = begin.Add(time.Duration(float64(slot) / share))
 	random := rand.Uint64
 	if w.plan.Random != nil {
 		random = w.plan.Random
 	}
 	due := begin.Add(time.Duration(float64(random()>>11) / (1 << 53) * float64(slot))).Truncate(time.Millisecond)
 	p := pledge{due: due, tenant: tenant, body: bodyHash(req), nonce: newNonce()}
-	q.pledges.out = append(q.pledges.out, p)
+	q.pledges.out = slices.Insert(q.pledges.out, q.pledges.index(due), p)
 	g.mu.tickets++
 	e.RetryAfter, e.NoRetry = max(due.Sub(now)+time.Millisecond, time.Millisecond), false
 	e.Ticket = set.signer.write(req, &p)
@@ -227,8 +235,6 @@ func (g *Governor) expire(now time.Time, w *Waiter, set *settings) {
 	reason := reasonExpired
 	if !now.After(w.latest) {
 		reason = reasonShed
-	} else if q := &w.lane.class[w.class]; !w.again {
-		q.doubt = min(q.doubt+doubtGrows, mostDoubt)
 	}
 	w.finish(nil, g.refuse(now, w, set, reason, g.predict(now, w, set)))
 }

@@ -155,15 +155,16 @@ func TestKeptSlots(t *testing.T) {
 	about(t, "with tickets", p, (n0()+1+sold)/10)
 }
 
-// TestTheFirstOfItsClassWaits whatever is predicted: nobody knows a rate yet.
+// TestTheFirstOfItsClassWaits whatever is predicted: nobody knows a rate yet. The
+// next one is judged as if what runs ended within the class's budget.
 func TestTheFirstOfItsClassWaits(t *testing.T) {
 	s := newStage(t, static(1), layout(pool("p", 1, "m")))
 	s.enter(ask{})
 	for _, class := range []inference.Class{inference.VIP, inference.Normal, inference.Batch, inference.Idle} {
 		s.enter(ask{class: class}).want("waits")
 	}
-	e := s.enter(ask{class: inference.VIP}).refused("predicted_wait") // the second one is told that nobody knows
-	if e.RetryAfter != time.Minute || !e.NoRetry || e.Predicted < time.Minute {
+	e := s.enter(ask{class: inference.VIP}).refused("predicted_wait")
+	if e.Ticket == "" || e.NoRetry || e.RetryAfter < e.Predicted || e.Predicted < time.Second {
 		t.Errorf("got %+v", e)
 	}
 	if e.Code != inference.CodeOverloaded || e.Position != 2 {
@@ -298,5 +299,28 @@ func TestAReturnerIsAhead(t *testing.T) {
 	e := f.refuse(ask{tenant: "new", change: func(r *inference.Request) { r.Wait = time.Millisecond }})
 	if e.Predicted.Seconds() < f.claimed()/10 {
 		t.Errorf("predicted %v behind %v who have returned, at ten a second", e.Predicted, f.claimed())
+	}
+}
+
+// TestABurstOnAQuietGateway waits as far as what runs is taken to end within the
+// budget, and is promised places beyond that: nothing was measured yet.
+func TestABurstOnAQuietGateway(t *testing.T) {
+	s := newStage(t, static(16), layout(pool("p", 2, "m")))
+	ran, waited, promised := 0, 0, 0
+	for range 100 {
+		c := s.enter(ask{})
+		switch {
+		case c.err != nil:
+			if e := refusal(t, c.err); e.Ticket != "" && !e.NoRetry {
+				promised++
+			}
+		case c.lease != nil:
+			ran++
+		default:
+			waited++
+		}
+	}
+	if ran != 32 || waited < 20 || ran+waited+promised != 100 {
+		t.Errorf("%d ran, %d wait, %d have tickets; want 32, 20 or more and the rest", ran, waited, promised)
 	}
 }

@@ -108,7 +108,7 @@ func (s *server) decide(now time.Time, d demand) {
 	r, b := live.Meter().Read(now.UnixNano()), s.mu.before
 	in := Signals{
 		Gaps:   float64(r.Gaps-b.Gaps) * live.Meter().PerEvent(),
-		Firsts: r.Firsts - b.Firsts, Prompt: float64(r.Prompt - b.Prompt), Reading: r.Reading - b.Reading, Oldest: live.Meter().Oldest(now.UnixNano()),
+		Firsts: r.Firsts - b.Firsts, Prompt: float64(r.Prompt - b.Prompt), Prompts: r.Prompts - b.Prompts, Reading: r.Reading - b.Reading, Oldest: live.Meter().Oldest(now.UnixNano()),
 		Preempted: r.Preempt - b.Preempt, Busy: r.Busy - b.Busy, Ended: r.Ended - b.Ended, Slow: r.Slow - b.Slow, Context: float64(r.Context),
 		Waiting: d.waiting, TPOT: d.tpot, TTFT: d.ttft, Provider: i.Pool.Provider,
 	}

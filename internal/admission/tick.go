@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -84,9 +85,14 @@ func (g *Governor) Tick(now time.Time) {
 	}
 }
 
+// capacityTau is the time constant in which a lane forgets what it could do, in
+// seconds.
+const capacityTau = 600.0
+
 // tick measures the lane's rates and returns how many tickets have expired. The
 // caller holds the governor's mutex.
 func (l *lane) tick(now time.Time, dt float64) (expired int) {
+	flow, steady := 0.0, false
 	for c := range l.class {
 		q := &l.class[c]
 		q.flow.observe(float64(q.passed.Swap(0)), dt)
@@ -95,6 +101,11 @@ func (l *lane) tick(now time.Time, dt float64) (expired int) {
 		}
 		q.backlog.forget(dt)
 		expired += q.pledges.forget(now)
+		flow += q.flow.perSecond
+		steady = steady || q.backlog.time >= steadyBacklog
+	}
+	if l.capacity *= math.Exp(-dt / capacityTau); steady {
+		l.capacity = flow
 	}
 	l.dark = l.closed(now)
 	return expired

@@ -93,7 +93,12 @@ func (l *Lease) Answered() bool { return l.answered }
 // Sent says that the request was sent and waits for its first byte.
 func (l *Lease) Sent(now time.Time) {
 	l.sent = true
-	l.Instance.Live.pulse.sent(now.UnixNano(), l.tokens, l.stream)
+	l.Instance.Live.pulse.sent(now.UnixNano(), l.Prompt, l.stream)
+	if !l.stream && l.Request.Surface != inference.Embeddings && l.prefilled(now.UnixNano()) && l.Watch != nil {
+		// When its prompt is read nobody sees before its whole answer: it counts for
+		// the limit on requests alone.
+		l.Watch.Prefilled(l, now, 0)
+	}
 }
 
 // FirstToken records the time to the first token, or to the answer where there
@@ -110,14 +115,17 @@ func (l *Lease) FirstToken(now time.Time, ttft time.Duration, stream bool) {
 	live.alive(at)
 	if l.sent {
 		l.sent = false
-		live.pulse.answered(at, l.tokens, l.stream, ttft)
+		live.pulse.answered(at, l.Prompt, l.stream, ttft)
 	}
 	live.ObserveTTFT(at, ttft)
 	for _, o := range l.outer() {
 		o.ObserveTTFT(at, ttft)
 		o.pulse.of(l.stream).first.Observe(ttft)
 	}
-	live.meter.prefilled.Add(l.tokens)
+	if l.tokens > 0 {
+		live.meter.prompts.Add(1)
+		live.meter.prefilled.Add(l.tokens)
+	}
 	if stream {
 		m := &live.meter
 		m.firsts.Add(1)
@@ -211,7 +219,7 @@ func (l *Lease) Release(now time.Time) {
 	l.released = true
 	live := l.Instance.Live
 	if l.sent {
-		live.pulse.answered(0, l.tokens, l.stream, -1)
+		live.pulse.answered(0, l.Prompt, l.stream, -1)
 	}
 	if l.streaming {
 		l.fold()

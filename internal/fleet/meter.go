@@ -13,6 +13,7 @@ type Meter struct {
 	gaps       atomic.Int64
 	gapNanos   atomic.Int64
 	firsts     atomic.Int64
+	prompts    atomic.Int64
 	firstNanos atomic.Int64
 	ahead      atomic.Int64
 	prefilled  atomic.Int64
@@ -37,6 +38,7 @@ type Reading struct {
 	Ahead    int64         // sum over first tokens of the prompt tokens outstanding when the lease was taken, its own included
 	Prompt   int64         // prompt tokens whose first token has come
 	Reading  time.Duration // time in which prompt tokens were outstanding
+	Prompts  int64         // prompts that were read
 	Context  int64         // tokens that running sequences hold: prompts and what was generated
 	Preempt  int64         // sequences that the engine says it threw out for want of memory
 	Busy     int64         // answers that said busy
@@ -61,7 +63,7 @@ func (m *Meter) Read(now int64) Reading {
 	return Reading{
 		Reading: time.Duration(reading),
 		Gaps:    m.gaps.Load(), GapTime: time.Duration(m.gapNanos.Load()),
-		Firsts: m.firsts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
+		Firsts: m.firsts.Load(), Prompts: m.prompts.Load(), FirstAll: time.Duration(m.firstNanos.Load()), Ahead: m.ahead.Load(),
 		Prompt: m.prefilled.Load(), Context: m.context.Load(), Preempt: m.preempted.Load(), Busy: m.busy.Load(), Ended: m.ended.Load(), Slow: m.slow.Load(),
 	}
 }

@@ -83,7 +83,7 @@ func TestMeterOfAStream(t *testing.T) {
 	a.Release(after(time.Second))
 	b.Release(after(time.Second))
 	want := fleet.Reading{
-		Gaps: 21, GapTime: 300 * time.Millisecond, Firsts: 2, FirstAll: 900 * time.Millisecond, Ahead: 100 + 150, Prompt: 150,
+		Gaps: 21, GapTime: 300 * time.Millisecond, Firsts: 2, FirstAll: 900 * time.Millisecond, Ahead: 100 + 150, Prompt: 150, Prompts: 2,
 		Reading: 600 * time.Millisecond, Busy: 1,
 	}
 	if diff := cmp.Diff(want, m.Read(after(2*time.Second).UnixNano())); diff != "" {
