@@ -22,11 +22,11 @@ var reasons = [...]string{reasonWait, reasonExpired, reasonFull, reasonShed, rea
 
 // admitShare is the share of what its budget leaves that a request is predicted to
 // wait at most: the rest is for what the prediction does not know.
-const admitShare = 0.8
+const admitShare = 0.7
 
 // retryShare is the same for a client's retry that holds no ticket: it was told to
 // come later, or not at all.
-const retryShare = 0.4
+const retryShare = 0.35
 
 // judge refuses a request that cannot be sent in time. The caller holds mu.
 func (g *Governor) judge(now time.Time, w *Waiter, set *settings) error {
