@@ -63,7 +63,7 @@ func TestWhoIsRefused(t *testing.T) {
 		most   int // of 40 that wait, the position up to which there is a place
 	}{
 		"of the class: 0.7 of 10 s":      {func(*inference.Request) {}, 70},
-		"of the client: 0.7 of 5 s":      {func(r *inference.Request) { r.Wait = 5 * time.Second }, 35},
+		"of the client: 0.7 of 8 s":      {func(r *inference.Request) { r.Wait = 8 * time.Second }, 56},
 		"of its SDK: 0.7 of 6 s":         {func(r *inference.Request) { r.Patience = 6 * time.Second }, 42},
 		"not streamed: 0.7 of 7 s":       {func(r *inference.Request) { r.Stream = false }, 49},
 		"by its deadline: 0.7 of 9 s":    {func(r *inference.Request) { r.Deadline = r.Received.Add(9 * time.Second) }, 63},
