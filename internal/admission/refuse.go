@@ -123,8 +123,9 @@ func (l *lane) rate(c inference.Class, set *settings) float64 {
 }
 
 // steadyBacklog is the time of waiting, out of the last few seconds, from which a
-// measured rate stands alone, in seconds.
-const steadyBacklog = 1.0
+// measured rate stands alone, in seconds: after five seconds without a break. A
+// stall of a second or two, as when a server dies, is no rate.
+const steadyBacklog = 2.4
 
 // claim says whether the request comes back with a ticket that is due, by the
 // ticket itself or by its tenant and body. The caller holds mu.
