@@ -220,8 +220,7 @@ func TestStreamsOverHTTP2(t *testing.T) {
 			if err := <-left; err == nil {
 				t.Error("the stream went on without its client")
 			}
-			c.CloseIdleConnections()
-			r.idle()
+			r.idle(c)
 		})
 	}
 }

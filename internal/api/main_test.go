@@ -210,10 +210,14 @@ func (r *rig) recorded() inference.Record {
 	return r.mu.records[len(r.mu.records)-1]
 }
 
-// idle fails the test unless no goroutine and no body is left soon.
-func (r *rig) idle() {
+// idle fails the test unless no goroutine and no body is left soon. The clients'
+// connections are closed as they become idle, which may be later than their calls.
+func (r *rig) idle(clients ...*http.Client) {
 	r.t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		for _, c := range clients {
+			c.CloseIdleConnections()
+		}
 		if goroutines() <= r.idleAt && r.server.Buffered() == 0 {
 			return
 		}
