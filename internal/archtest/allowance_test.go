@@ -19,6 +19,7 @@ var allowances = []allowance{
 	{"sleeps", "internal/load/report_test.go:Read", "a slow file that is read within a bubble, through an interface"},
 	{"sleeps", "e2e/e2e_test.go:scripts", "the scripted instance is slow on purpose while a real SDK waits through keep-alives; only the answer is asserted"},
 	{"skips", "e2e/e2e_test.go:missing", "an SDK that cannot be fetched here; make test names it, and CI=true makes it a failure"},
+	{"skips", "internal/testkit/missing.go:Missing", "a real server that cannot be had here; make test names it, and CI=true makes it a failure"},
 	{"skips", "bench/proxy/main_test.go:TestClientSeesBrokenAnswers", "the rig is C code and needs a C compiler; make test says so and fails where CI is set"},
 	{"skips", "internal/route/routetest/routetest.go:allocations", "the race detector allocates by itself; the benchmarks count allocations without it"},
 }

@@ -61,6 +61,8 @@ const (
 	otel     = "go.opentelemetry.io/otel"
 	xxhash   = "github.com/cespare/xxhash/v2"
 	yamlPath = "go.yaml.in/yaml/v3"
+	rueidis  = "github.com/redis/rueidis"
+	bun      = "github.com/uptrace/bun"
 	jsontext = "github.com/go-json-experiment/json/jsontext"
 )
 
@@ -78,11 +80,20 @@ var thirdParties = map[string][]string{
 		prom, prom + "/collectors", otel + "/attribute", otel + "/codes", otel + "/propagation", otel + "/trace",
 		otel + "/sdk/resource", otel + "/sdk/trace", otel + "/exporters/otlp/otlptrace/otlptracehttp",
 	},
-	"internal/config": {yamlPath},
-	"internal/engine": {jsontext, "github.com/go-json-experiment/json", prom, prom + "/promhttp", xxhash, yamlPath},
-	"internal/load":   {"github.com/HdrHistogram/hdrhistogram-go"},
-	"internal/app":    {prom, "github.com/fsnotify/fsnotify"},
-	"internal/cli":    {"github.com/spf13/cobra"},
+	"internal/config":       {yamlPath},
+	"internal/engine":       {jsontext, "github.com/go-json-experiment/json", prom, prom + "/promhttp", xxhash, yamlPath},
+	"internal/load":         {"github.com/HdrHistogram/hdrhistogram-go"},
+	"internal/cache/memory": {"github.com/maypok86/otter/v2"},
+	"internal/cache/redis":  {rueidis},
+	"internal/cache/sql":    {bun},
+	"internal/store/redis":  {rueidis},
+	"internal/store/sql": {
+		bun, bun + "/dialect", bun + "/dialect/sqlitedialect", bun + "/dialect/pgdialect", bun + "/dialect/mysqldialect", bun + "/schema",
+		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/database", "github.com/jackc/pgx/v5/stdlib", "github.com/jackc/pgx/v5",
+		"github.com/jackc/pgx/v5/pgconn", "github.com/go-sql-driver/mysql", "modernc.org/sqlite", "modernc.org/sqlite/lib",
+	},
+	"internal/app": {prom, "github.com/fsnotify/fsnotify"},
+	"internal/cli": {"github.com/spf13/cobra"},
 }
 
 // mechanismParties are the third parties of rings 2 and 3: the Prometheus client
@@ -103,7 +114,7 @@ func ringOf(p string) (int, bool) {
 // anything, and nothing but tests may import it.
 func testOnly(p string) bool {
 	base := path.Base(p)
-	return base != "bench" && (strings.HasSuffix(base, "test") || p == "internal/testkit" || p == "internal/scenario")
+	return base != "bench" && (strings.HasSuffix(base, "test") || strings.HasPrefix(p, "internal/testkit") || p == "internal/scenario")
 }
 
 // imports calls do for each import of a file.

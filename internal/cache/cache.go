@@ -1,0 +1,2 @@
+// Package cache keeps answers.
+package cache
