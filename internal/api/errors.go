@@ -27,6 +27,7 @@ var answers = map[inference.Code]struct {
 	inference.CodeOverloaded:       {503, "server_error", "overloaded_error"},
 	inference.CodeNoCapacity:       {503, "server_error", "overloaded_error"},
 	inference.CodeDraining:         {503, "server_error", "overloaded_error"},
+	inference.CodeNotCached:        {504, "invalid_request_error", "invalid_request_error"},
 	inference.CodeUpstreamError:    {502, "server_error", "api_error"},
 	inference.CodeUpstreamCut:      {502, "server_error", "api_error"},
 	inference.CodeTimeout:          {504, "server_error", "timeout_error"},

@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/spillway/spillway/internal/inference"
@@ -43,6 +44,15 @@ type Entry struct {
 	Stale    time.Time // until then it is kept for want of a better one
 	Hits     uint32    // when it was written here
 	Answer   *inference.Transcript
+
+	asked *atomic.Uint32 // hits that were counted here, over all copies of the entry
+}
+
+// NewEntry returns an entry whose hits are counted from e.Hits on.
+func NewEntry(e Entry) *Entry {
+	e.asked = new(atomic.Uint32)
+	e.asked.Store(e.Hits)
+	return &e
 }
 
 // entryCost is what an entry costs in memory beside its texts, in bytes: the two
@@ -62,10 +72,11 @@ func (e *Entry) Size() int {
 	return n
 }
 
-// The binary form of an entry, version 1: magic, a byte of flags, the key, then
-// packed (deflated where the flag says so): the length of the facts as JSON, the
-// facts, the number of marks plus one (0: not a stream), the marks, the body; at
-// the end the CRC-32C of all before it. Lengths are unsigned varints.
+// The binary form of an entry, version 1: magic, a byte of flags, the key, then the
+// content: the length of the facts as JSON, the facts, the number of marks plus one
+// (0: not a stream), the marks, the body; at the end the CRC-32C of all before it.
+// Where the flag says so, the content is deflated and its length stands before it.
+// Lengths are unsigned varints.
 const (
 	magic      = "SPW1"
 	headSize   = len(magic) + 1 + len(Key{})
@@ -73,9 +84,16 @@ const (
 	tailSize   = crc32.Size
 )
 
-// maxUnpacked bounds what a packed entry may become, so that garbage cannot fill
-// the memory. It is above every max_answer.
+// maxUnpacked bounds the content in bytes, so that garbage cannot fill the memory.
+// It is above every max_answer.
 const maxUnpacked = 256 << 20
+
+// leastMark is the size of the shortest mark in the binary form, in bytes.
+const leastMark = 2
+
+// maxRatio is above the most that deflate packs into a byte: 258 bytes in two bits
+// (RFC 1951 section 3.2.5).
+const maxRatio = 1032
 
 // checksum is the CRC-32C of b.
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
@@ -83,32 +101,37 @@ func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.
 // ErrCorrupt says that bytes are not an entry, or not the entry they should be.
 var ErrCorrupt = errors.New("not a cache entry")
 
-// facts are what an entry's binary form says beside its answer.
+// facts are what an entry's binary form says beside its answer. Texts are bytes
+// (base64 in JSON): as strings, JSON would change what is not valid UTF-8, such as
+// the value of a header field or a question that is cut within a character.
 type facts struct {
-	Scope    string                  `json:"scope"`
-	Model    string                  `json:"model"`
-	Surface  string                  `json:"surface"`
-	Question string                  `json:"question,omitempty"`
-	Stored   int64                   `json:"stored"` // Unix milliseconds, as the other instants
-	Expires  int64                   `json:"expires"`
-	Stale    int64                   `json:"stale"`
-	Hits     uint32                  `json:"hits"`
-	Usage    inference.Usage         `json:"usage"`
-	Fields   []inference.HeaderField `json:"fields"`
+	Scope    []byte          `json:"scope"`
+	Model    []byte          `json:"model"`
+	Surface  string          `json:"surface"`
+	Question []byte          `json:"question,omitempty"`
+	Stored   int64           `json:"stored"` // Unix milliseconds, as the other instants
+	Expires  int64           `json:"expires"`
+	Stale    int64           `json:"stale"`
+	Hits     uint32          `json:"hits"`
+	Usage    inference.Usage `json:"usage"`
+	Fields   [][2][]byte     `json:"fields"` // names and values
 }
 
 // Encode returns the entry's binary form. From packFrom bytes on it is deflated.
 // Answers put together from events are left out: they can be made again.
 func (e *Entry) Encode(packFrom int) ([]byte, error) {
-	about, err := json.Marshal(facts{
-		Scope: e.Scope, Model: e.Model, Surface: e.Surface.String(), Question: e.Question,
-		Stored: e.Stored.UnixMilli(), Expires: e.Expires.UnixMilli(), Stale: e.Stale.UnixMilli(), Hits: e.Hits,
-		Usage: e.Answer.Usage, Fields: e.Answer.Fields,
-	})
+	t := e.Answer
+	f := facts{
+		Scope: []byte(e.Scope), Model: []byte(e.Model), Surface: e.Surface.String(), Question: []byte(e.Question),
+		Stored: e.Stored.UnixMilli(), Expires: e.Expires.UnixMilli(), Stale: e.Stale.UnixMilli(), Hits: e.Hits, Usage: t.Usage,
+	}
+	for _, field := range t.Fields {
+		f.Fields = append(f.Fields, [2][]byte{[]byte(field.Name), []byte(field.Value)})
+	}
+	about, err := json.Marshal(f)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", e.Key, err)
 	}
-	t := e.Answer
 	b := make([]byte, headSize, headSize+len(about)+len(t.Body)+8*len(t.Marks)+32)
 	copy(b, magic)
 	copy(b[len(magic)+1:], e.Key[:])
@@ -121,11 +144,20 @@ func (e *Entry) Encode(packFrom int) ([]byte, error) {
 	}
 	from := uint32(0)
 	for _, m := range t.Marks {
+		if m.End < from {
+			return nil, fmt.Errorf("encode %s: an event ends at %d, before its begin at %d", e.Key, m.End, from)
+		}
 		b = binary.AppendUvarint(b, uint64(m.End-from)<<1|uint64(bit(m.Usage)))
 		b = binary.AppendUvarint(b, uint64(m.Wait))
 		from = m.End
 	}
+	if len(t.Marks) > 0 && int(from) != len(t.Body) {
+		return nil, fmt.Errorf("encode %s: the last event ends at %d of %d bytes", e.Key, from, len(t.Body))
+	}
 	b = append(b, t.Body...)
+	if len(b)-headSize > maxUnpacked {
+		return nil, fmt.Errorf("encode %s: %d bytes, more than %d", e.Key, len(b)-headSize, maxUnpacked)
+	}
 	if len(b) >= packFrom {
 		if b, err = pack(b); err != nil {
 			return nil, fmt.Errorf("encode %s: %w", e.Key, err)
@@ -144,7 +176,8 @@ func bit(b bool) byte {
 
 // pack deflates what stands behind the head.
 func pack(b []byte) ([]byte, error) {
-	out := bytes.NewBuffer(append(make([]byte, 0, len(b)/4+headSize), b[:headSize]...))
+	head := append(make([]byte, 0, len(b)/4+headSize+binary.MaxVarintLen64), b[:headSize]...)
+	out := bytes.NewBuffer(binary.AppendUvarint(head, uint64(len(b)-headSize)))
 	w, err := flate.NewWriter(out, flate.BestSpeed)
 	if err != nil {
 		return nil, err
@@ -170,19 +203,39 @@ func Decode(key Key, b []byte) (*Entry, error) {
 	if checksum(body) != binary.LittleEndian.Uint32(tail) {
 		return nil, ErrCorrupt
 	}
-	packed := body[headSize:]
-	if body[len(magic)]&flagPacked == 0 {
-		return unpacked(key, bytes.Clone(packed))
+	content := body[headSize:]
+	switch body[len(magic)] {
+	case 0:
+		return unpacked(key, bytes.Clone(content))
+	case flagPacked:
+		plain, err := inflate(content)
+		if err != nil {
+			return nil, err
+		}
+		return unpacked(key, plain)
 	}
-	r := flate.NewReader(bytes.NewReader(packed))
-	plain, err := io.ReadAll(io.LimitReader(r, maxUnpacked+1))
-	if err != nil || len(plain) > maxUnpacked {
-		return nil, ErrCorrupt
-	}
-	return unpacked(key, slices.Clip(plain))
+	return nil, ErrCorrupt
 }
 
-// unpacked reads what stands behind the head. The entry keeps b.
+// inflate undoes pack. It allocates what the content's length says, after that
+// is found possible.
+func inflate(b []byte) ([]byte, error) {
+	size, at := binary.Uvarint(b)
+	if at <= 0 || size > maxUnpacked || size > maxRatio*uint64(len(b)) {
+		return nil, ErrCorrupt
+	}
+	plain, in := make([]byte, size), bytes.NewReader(b[at:])
+	r := flate.NewReader(in)
+	if _, err := io.ReadFull(r, plain); err != nil {
+		return nil, ErrCorrupt
+	}
+	if n, err := r.Read(make([]byte, 1)); n > 0 || err != io.EOF || in.Len() > 0 {
+		return nil, ErrCorrupt
+	}
+	return plain, nil
+}
+
+// unpacked reads the content. The entry keeps b.
 func unpacked(key Key, b []byte) (*Entry, error) {
 	about, b, err := piece(b)
 	if err != nil {
@@ -196,7 +249,10 @@ func unpacked(key Key, b []byte) (*Entry, error) {
 	if !ok {
 		return nil, ErrCorrupt
 	}
-	t := &inference.Transcript{Fields: f.Fields, Usage: f.Usage}
+	t := &inference.Transcript{Usage: f.Usage}
+	for _, field := range f.Fields {
+		t.Fields = append(t.Fields, inference.HeaderField{Name: string(field[0]), Value: string(field[1])})
+	}
 	if t.Marks, b, err = marks(b); err != nil {
 		return nil, err
 	}
@@ -204,10 +260,10 @@ func unpacked(key Key, b []byte) (*Entry, error) {
 	if n := len(t.Marks); n > 0 && int(t.Marks[n-1].End) != len(b) {
 		return nil, ErrCorrupt
 	}
-	return &Entry{
-		Key: key, Scope: f.Scope, Model: f.Model, Surface: surface, Question: f.Question,
+	return NewEntry(Entry{
+		Key: key, Scope: string(f.Scope), Model: string(f.Model), Surface: surface, Question: string(f.Question),
 		Stored: time.UnixMilli(f.Stored), Expires: time.UnixMilli(f.Expires), Stale: time.UnixMilli(f.Stale), Hits: f.Hits, Answer: t,
-	}, nil
+	}), nil
 }
 
 // piece cuts a text with its length in front.
@@ -222,7 +278,7 @@ func piece(b []byte) (text, rest []byte, err error) {
 // marks reads the marks.
 func marks(b []byte) (list []inference.Mark, rest []byte, err error) {
 	n, at := binary.Uvarint(b)
-	if at <= 0 || n > uint64(len(b))+1 {
+	if at <= 0 || n > uint64(len(b)/leastMark)+1 {
 		return nil, nil, ErrCorrupt
 	}
 	b = b[at:]

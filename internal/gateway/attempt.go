@@ -33,6 +33,7 @@ type attempt struct {
 // win tries instances until one gives a first delta, or a whole answer where
 // nothing is streamed. Its error is that of the first failure.
 func (f *flight) win() (*attempt, error) {
+	f.set.budget.request(f.req.Received)
 	for {
 		lease, err := f.admit()
 		if err != nil {
@@ -78,26 +79,46 @@ func (f *flight) admit() (*fleet.Lease, error) {
 	}
 	defer func() { f.rec.Queued += time.Since(begun) }()
 	for {
-		lease, err := place.Wait(f.ctx, f.waitUntil(time.Time{}))
+		lease, stirred, err := f.wait(place)
+		if !stirred {
+			return lease, err
+		}
+		if lease, place, err = f.g.parts.Admission.Enter(time.Now(), f.plan, f.tried); place == nil {
+			return lease, err
+		}
+	}
+}
+
+// wait waits at a place for a slot, and gives the place up when it ends without one.
+// stirred says that it did because the flight became more urgent.
+func (f *flight) wait(place Place) (lease *fleet.Lease, stirred bool, err error) {
+	ctx, done := f.waiting()
+	defer done()
+	for {
+		lease, err = place.Wait(ctx, f.waitUntil(time.Time{}))
 		switch {
 		case err == nil:
-			return lease, nil
-		case f.ctx.Err() != nil:
+			return lease, false, nil
+		case ctx.Err() != nil:
 			if errors.Is(err, inference.ErrNotYet) { // both at the same instant: the place is still held
 				place.Leave(time.Now())
 			}
-			return nil, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "canceled", Err: err}
+			if f.ctx.Err() == nil {
+				f.heed()
+				return nil, true, nil
+			}
+			return nil, false, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "canceled", Err: err}
 		case !errors.Is(err, inference.ErrNotYet):
-			return nil, err
+			return nil, false, err
 		}
 		now := time.Now()
-		if !now.Before(f.req.Deadline) {
+		if f.expired(now) {
 			place.Leave(now)
-			return nil, f.late(err)
+			return nil, false, f.late(err)
 		}
 		if err := f.keepAlive(now); err != nil {
 			place.Leave(now)
-			return nil, f.gone(err)
+			return nil, false, f.gone(err)
 		}
 	}
 }
@@ -117,7 +138,7 @@ func (f *flight) firstError(err error) error {
 // mayRetry says whether another attempt is allowed after err.
 func (f *flight) mayRetry(err error) bool {
 	failure, ok := errors.AsType[*inference.Failure](err)
-	if !ok || failure.Final || f.ctx.Err() != nil || !time.Now().Before(f.req.Deadline) || len(f.rec.Attempts) >= f.set.Retry.Attempts {
+	if !ok || failure.Final || f.ctx.Err() != nil || f.expired(time.Now()) || len(f.rec.Attempts) >= f.set.Retry.Attempts {
 		return false
 	}
 	switch failure.Verdict {
@@ -188,7 +209,7 @@ func (f *flight) await(a *attempt) (*attempt, error) {
 			return a, nil
 		}
 		now := time.Now()
-		if errors.Is(err, inference.ErrNotYet) && now.Before(f.req.Deadline) {
+		if errors.Is(err, inference.ErrNotYet) && !f.expired(now) {
 			if err = f.keepAlive(now); err == nil {
 				if !hedgeAt.IsZero() && !now.Before(hedgeAt) {
 					if !a.lease.Answered() { // an answer that is rebuilt from a stream may be under way

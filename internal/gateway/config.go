@@ -45,7 +45,28 @@ type Config struct {
 	HoldAnswer inference.Bytes `yaml:"hold_answer"`
 	// Most of a stream held back before its first token.
 	HoldEvents inference.Bytes `yaml:"hold_events"`
+	// How several clients share one generation, and kept answers are given again.
+	Share Share `yaml:"share"`
 }
+
+// Share bounds the answers that several clients follow while they are generated.
+type Share struct {
+	// Largest answer that is held whole, so that a client that asks later can catch up. Beyond it nobody joins any more.
+	MaxAnswer inference.Bytes `yaml:"max_answer"`
+	// Most bytes of all answers that are held. Beyond it new ones are passed on without being held.
+	Memory inference.Bytes `yaml:"memory"`
+	// How a kept stream is given again: `none` sends all of it at once, `original` with the gaps with which it came.
+	Pace Pace `yaml:"pace"`
+}
+
+// Pace is how a kept stream is given again.
+type Pace string
+
+// The paces.
+const (
+	PaceNone     Pace = "none"
+	PaceOriginal Pace = "original"
+)
 
 // KeepAlive is how waiting clients are kept.
 type KeepAlive struct {
@@ -102,6 +123,7 @@ func Default() Config {
 		Hedge:      Hedge{Quantile: 0.95, MinDelay: 50 * time.Millisecond},
 		HoldAnswer: 1 << 20,
 		HoldEvents: 256 << 10,
+		Share:      Share{MaxAnswer: 1 << 20, Memory: 128 << 20, Pace: PaceNone},
 	}
 }
 
@@ -133,5 +155,8 @@ func (c *Config) Validate() error {
 	check(c.Hedge.MinDelay >= 0, "hedge.min_delay: must be >= 0, got %v", c.Hedge.MinDelay)
 	check(c.HoldAnswer >= 0, "hold_answer: must be >= 0, got %v", c.HoldAnswer)
 	check(c.HoldEvents >= 4096, "hold_events: must be at least 4KiB, got %v", c.HoldEvents)
+	check(c.Share.MaxAnswer >= 64<<10 && c.Share.MaxAnswer <= 64<<20, "share.max_answer: must be 64KiB to 64MiB, got %v", c.Share.MaxAnswer)
+	check(c.Share.Memory >= c.Share.MaxAnswer, "share.memory: must be at least share.max_answer, got %v", c.Share.Memory)
+	check(c.Share.Pace == PaceNone || c.Share.Pace == PaceOriginal, "share.pace: want %s or %s, got %q", PaceNone, PaceOriginal, c.Share.Pace)
 	return errors.Join(errs...)
 }

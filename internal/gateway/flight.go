@@ -33,6 +33,8 @@ type flight struct {
 	underWay []*attempt        // not settled yet: two in a race, else one
 	first    error             // the first failure, which is the one that is reported
 
+	shared *shared // nil: a flight of one reader
+
 	begun   bool      // the head is with the reader
 	comment time.Time // when the next keep-alive is due; zero is never
 	waited  time.Time // until when rec.Upstream has counted
@@ -48,7 +50,6 @@ func (g *Gateway) launch(ctx context.Context, req *inference.Request, out Reader
 	if req.Stream && f.set.comments[req.Surface] != nil {
 		f.comment = req.Received.Add(f.set.KeepAlive.Grace)
 	}
-	f.set.budget.request(req.Received)
 	return f
 }
 
@@ -76,13 +77,18 @@ func (f *flight) join(ctx context.Context) (leave func()) {
 // land ends the flight: everything that was held is given back before the record
 // is handed over. An attempt is still under way only when Serve panics.
 func (f *flight) land() {
+	f.abandon()
+	f.leave()
+	f.rec.Duration = time.Since(f.req.Received)
+	f.g.parts.Recorder.Record(&f.rec)
+}
+
+// abandon gives back what a flight holds that did not come to its end.
+func (f *flight) abandon() {
 	for len(f.underWay) > 0 {
 		f.settle(f.underWay[0], &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "panic"})
 		f.rec.Code = inference.CodeInternal
 	}
-	f.leave()
-	f.rec.Duration = time.Since(f.req.Received)
-	f.g.parts.Recorder.Record(&f.rec)
 }
 
 // refuse answers with an error. An answer of the upstream that is the client's
@@ -200,7 +206,7 @@ func (f *flight) keepAlive(now time.Time) error {
 
 // relay passes the winner's answer on to its end, then settles it.
 func (f *flight) relay(a *attempt) *inference.Record {
-	if f.plan.Cookie != nil && !f.begun {
+	if f.plan.Cookie != nil && !f.begun && f.shared == nil { // a cookie is one client's
 		if cookie := f.plan.Cookie(a.lease.Instance); cookie != "" {
 			a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "Set-Cookie", Value: cookie})
 		}
@@ -212,7 +218,7 @@ func (f *flight) relay(a *attempt) *inference.Record {
 		f.rec.Degraded = join(f.rec.Degraded, "model="+a.lease.Candidate.Fallback)
 	}
 	if f.rec.Degraded != "" {
-		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: "X-Spillway-Degraded", Value: f.rec.Degraded})
+		a.head.Fields = append(a.head.Fields, inference.HeaderField{Name: degradedField, Value: f.rec.Degraded})
 	}
 	var err error
 	if a.head.Stream {
@@ -259,6 +265,10 @@ func (f *flight) relayEvents(a *attempt) error {
 		}
 		var ev inference.Event
 		if ev, err = a.answer.Event(f.req.Deadline); err != nil {
+			if errors.Is(err, inference.ErrNotYet) && !f.expired(time.Now()) {
+				err = nil
+				continue
+			}
 			return f.late(err)
 		}
 		at = ev.At
@@ -310,7 +320,7 @@ func (f *flight) relayBody(a *attempt) error {
 				return f.gone(werr)
 			}
 		}
-		if err != nil {
+		if err != nil && !(errors.Is(err, inference.ErrNotYet) && !f.expired(time.Now())) {
 			return f.late(err)
 		}
 	}

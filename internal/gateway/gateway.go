@@ -16,9 +16,14 @@
 // a client that waits is kept by comments once the grace is over, and is told the
 // true status before.
 //
-// A flight runs on the goroutine that calls Serve. Hedging alone starts others,
-// two at a time, and waits for them before it goes on. The gateway holds no
-// other goroutine and no lock but the retry budget's.
+// A request whose answer may be kept is answered from the cache, or by a flight that
+// it shares with its twins: every reader follows the flight's tape at its own pace,
+// and the flight ends with its last reader, whoever began it. Such a flight runs on
+// a goroutine of its own. Every other flight runs on the goroutine that calls Serve;
+// hedging alone starts others, two at a time, and waits for them before it goes on.
+// Answers that are used although they are no longer fresh are renewed on a bounded
+// number of goroutines, which Run ends. Locks are held for a few instructions: the
+// retry budget's, the list's of shared flights, and each tape's.
 package gateway
 
 import (
@@ -90,6 +95,26 @@ type Recorder interface {
 	Record(rec *inference.Record)
 }
 
+// Cache knows answers that were given before.
+type Cache interface {
+	// Lookup returns what is known about a request's answer, or nil when the answer is
+	// neither looked up nor kept. It does not wait.
+	Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) Known
+}
+
+// Known is what the cache knows about one request's answer. It is for one goroutine
+// at a time.
+type Known interface {
+	// Key is the same for requests that have the same answer.
+	Key() [32]byte
+	// Stored is the answer that was found, fresh or not, or nil. It does not wait.
+	Stored(now time.Time) *inference.Stored
+	// Fetch asks further, for a few milliseconds at most, and returns what is known then.
+	Fetch(ctx context.Context) *inference.Stored
+	// Keep is told of a whole answer and the model that gave it. It does not wait.
+	Keep(model string, t *inference.Transcript)
+}
+
 // Reader is where an answer goes. It is called from one goroutine at a time, and
 // its context is the one given to Serve.
 type Reader interface {
@@ -106,6 +131,8 @@ type Reader interface {
 type Gateway struct {
 	parts    Parts
 	settings atomic.Pointer[settings]
+	sharing  sharing
+	renewal  renewal
 }
 
 // Parts are what a gateway is made of.
@@ -115,6 +142,7 @@ type Parts struct {
 	Upstream  Upstream
 	Health    Health
 	Recorder  Recorder
+	Cache     Cache // nil: there is none
 }
 
 // settings are what a reload replaces.
@@ -127,6 +155,7 @@ type settings struct {
 // New returns a gateway over its parts.
 func New(cfg Config, parts Parts) *Gateway {
 	g := &Gateway{parts: parts}
+	g.renewal.init()
 	g.Apply(cfg)
 	return g
 }
@@ -162,6 +191,11 @@ func (g *Gateway) Serve(ctx context.Context, req *inference.Request, out Reader)
 		return f.refuse(err)
 	}
 	f.plan = plan
+	if g.parts.Cache != nil {
+		if known := g.parts.Cache.Lookup(time.Now(), req, plan); known != nil {
+			return f.share(known)
+		}
+	}
 	winner, err := f.win()
 	if err != nil {
 		return f.refuse(err)

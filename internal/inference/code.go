@@ -28,6 +28,7 @@ const (
 	CodeTimeout          Code = "timeout"
 	CodeCanceled         Code = "canceled"
 	CodeDraining         Code = "draining"
+	CodeNotCached        Code = "not_cached"
 	CodeInternal         Code = "internal_error"
 )
 
@@ -36,7 +37,7 @@ func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeUnauthorized, CodeModelNotFound, CodeNotFound, CodeMethodNotAllowed,
 		CodeTooLarge, CodeHeadTooLarge, CodeUnsupportedMedia, CodeBodyTimeout, CodeOverloaded, CodeNoCapacity,
-		CodeUpstreamError, CodeUpstreamCut, CodeTimeout, CodeCanceled, CodeDraining, CodeInternal,
+		CodeUpstreamError, CodeUpstreamCut, CodeTimeout, CodeCanceled, CodeDraining, CodeNotCached, CodeInternal,
 	}
 }
 

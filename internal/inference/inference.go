@@ -145,6 +145,15 @@ type Fields struct {
 	// choice and members that are known to change nothing but the tokens.
 	Rebuild bool
 
+	// Assemble says the same whatever the client wants: its stream holds all that the
+	// answer in one piece would say.
+	Assemble bool
+
+	// Deterministic says that the same request is meant to get the same answer:
+	// temperature 0 or a seed, or embeddings, and nothing that looks beyond the
+	// request, such as a search of the web.
+	Deterministic bool
+
 	Images      int   // image parts in the prompt
 	PromptBytes int64 // of the prompt as JSON text, without its image parts
 
@@ -174,6 +183,8 @@ type Request struct {
 	RawQuery string        // the URL's query as received
 	Body     []byte        // as received
 	Wait     time.Duration // longest wait for a first token the client asked for; 0 is its class's
+
+	Cache CacheControl // what the client says about the use of kept answers
 
 	Patience  time.Duration // how long the client's SDK waits for the first byte of an answer; it only shortens a wait; 0 is not known
 	Ticket    string        // a return ticket that the client shows, as it came; "" is none

@@ -38,7 +38,22 @@ type Record struct {
 	Complete bool          // the answer ended as its surface demands
 	Gaps     Gaps          // between the events of a stream
 	Degraded string        // what was lowered, e.g. a fallback model
+
+	Cache      CacheResult   // "": the cache had no part in it
+	CacheLevel string        // which level had the answer
+	CacheAge   time.Duration // of that answer
 }
+
+// CacheResult is what the cache did for a request.
+type CacheResult string
+
+// The results. A request that coalesced got the answer of another's generation.
+const (
+	CacheHit       CacheResult = "hit"
+	CacheMiss      CacheResult = "miss"
+	CacheStale     CacheResult = "stale"
+	CacheCoalesced CacheResult = "coalesced"
+)
 
 // Last returns the attempt that gave the answer, or the last one that did not.
 func (r *Record) Last() *Attempt {

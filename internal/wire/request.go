@@ -35,7 +35,9 @@ func ScanRequest(surface inference.Surface, body []byte) (inference.Fields, erro
 	if _, err := d.members(s.member); err != nil {
 		return f, syntaxError(err)
 	}
-	f.Rebuild = s.rebuild && !f.Stream
+	f.Assemble = s.rebuild && (f.Stream || f.StreamOptionsAt.Len() == 0 || s.noOptions)
+	f.Rebuild = f.Assemble && !f.Stream
+	f.Deterministic = (s.fixed || surface == inference.Embeddings) && !s.live
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {
 			err = errors.New("data after the top-level object")
@@ -68,6 +70,10 @@ type scanner struct {
 	f       *inference.Fields
 	prompt  string
 	rebuild bool // nothing so far speaks against an answer from a stream
+
+	noOptions bool // stream_options is null
+	fixed     bool // temperature 0, or a seed
+	live      bool // the answer depends on more than the request
 }
 
 // member reads the value of one top-level member.
@@ -112,6 +118,7 @@ func (s *scanner) member(name []byte) error {
 		}
 	default:
 		s.rebuild = s.rebuild && rebuildable(key, v)
+		return s.readSampling(key, v)
 	}
 	return nil
 }
@@ -147,10 +154,10 @@ func (s *scanner) readStreamOptions() error {
 		if k != 'n' {
 			return invalid("stream_options", "'stream_options' must be an object")
 		}
-		s.f.StreamOptionsAt = s.spanOf(v)
+		s.f.StreamOptionsAt, s.noOptions = s.spanOf(v), true
 		return nil
 	}
-	s.rebuild = false // without a stream it is a mistake, which the server has to name
+	// Without a stream the options are a mistake, which the server has to name.
 	at, err := s.d.members(func(name []byte) error {
 		v, err := s.d.ReadValue()
 		if err == nil && string(name) == `"include_usage"` {

@@ -243,3 +243,21 @@ func hasLine(raw []byte, c byte) bool {
 		}
 	}
 }
+
+// EventEnd is the length of the first event in p with the blank line that ends it,
+// or all of p where no blank line does.
+func EventEnd(p []byte) int {
+	for i := 0; ; {
+		nl := bytes.IndexByte(p[i:], '\n')
+		if nl < 0 {
+			return len(p)
+		}
+		i += nl + 1
+		switch {
+		case i < len(p) && p[i] == '\n':
+			return i + 1
+		case i+1 < len(p) && p[i] == '\r' && p[i+1] == '\n':
+			return i + 2
+		}
+	}
+}

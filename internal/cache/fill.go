@@ -1,0 +1,110 @@
+package cache
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// fillBatch is the most entries that are written in one call.
+const fillBatch = 64
+
+// fillQueue holds the entries that wait to be written to the slower levels, one
+// bounded line a level, so that a slow one does not hold up the others.
+type fillQueue struct {
+	lines    []fillLine
+	maxBytes int64
+	bytes    atomic.Int64 // over all lines
+	dropped  atomic.Uint64
+}
+
+// fillLine is the line of one level.
+type fillLine struct {
+	entries chan *Entry
+}
+
+// init makes the lines.
+func (q *fillQueue) init(cfg FillConfig, levels int) {
+	q.maxBytes = int64(cfg.Bytes)
+	q.lines = make([]fillLine, levels)
+	for i := range q.lines {
+		q.lines[i].entries = make(chan *Entry, cfg.Queue)
+	}
+}
+
+// add puts an entry into the lines of a set of levels, or drops it where there is
+// no room.
+func (q *fillQueue) add(e *Entry, levels uint) {
+	size := int64(e.Size())
+	for i := range q.lines {
+		if levels&(1<<i) == 0 {
+			continue
+		}
+		if q.bytes.Add(size) > q.maxBytes {
+			q.bytes.Add(-size)
+			q.dropped.Add(1)
+			continue
+		}
+		select {
+		case q.lines[i].entries <- e:
+		default:
+			q.bytes.Add(-size)
+			q.dropped.Add(1)
+		}
+	}
+}
+
+// waiting is the number of entries in all lines.
+func (q *fillQueue) waiting() (n int) {
+	for i := range q.lines {
+		n += len(q.lines[i].entries)
+	}
+	return n
+}
+
+// fill writes one level's line until ctx ends, and then what is left of it, for as
+// long as one batch may take.
+func (c *Cache) fill(ctx context.Context, level int) {
+	line := &c.fills.lines[level]
+	batch := make([]*Entry, 0, fillBatch)
+	for {
+		select {
+		case e := <-line.entries:
+			batch = append(batch[:0], e)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.set.Load().Fill.Timeout)
+			defer cancel()
+			for batch = line.take(batch[:0]); len(batch) > 0 && last.Err() == nil; batch = line.take(batch[:0]) {
+				c.write(last, level, batch)
+			}
+			return
+		}
+		c.write(ctx, level, line.take(batch))
+	}
+}
+
+// take adds what waits to a batch, up to its size.
+func (l *fillLine) take(batch []*Entry) []*Entry {
+	for len(batch) < fillBatch {
+		select {
+		case e := <-l.entries:
+			batch = append(batch, e)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// write writes a batch to a level.
+func (c *Cache) write(ctx context.Context, level int, batch []*Entry) {
+	if len(batch) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.set.Load().Fill.Timeout)
+	defer cancel()
+	_ = c.slower[level].Put(ctx, batch) // counted and logged there; a level need not keep anything
+	for _, e := range batch {
+		c.fills.bytes.Add(-int64(e.Size()))
+	}
+	clear(batch) // the slice is used again, and must not keep the answers
+}

@@ -1,0 +1,126 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The breaker of a level opens after tripAfter faults in a row, stays open for
+// firstRest, twice as long after each probe that fails, up to longestRest. Then one
+// call in flight tries whether the level is back.
+const (
+	tripAfter   = 5
+	firstRest   = 500 * time.Millisecond
+	longestRest = 15 * time.Second
+)
+
+// errResting says that a level is not asked, because it failed.
+var errResting = errors.New("the level is resting after faults")
+
+// guard stands in front of a slow level: it counts what becomes of calls, and
+// spares the level, and the requests, while it fails.
+type guard struct {
+	Level
+	name  string
+	log   *slog.Logger
+	count levelCount
+
+	open atomic.Int64 // until when the level rests, Unix nanoseconds; 0: it does not
+	mu   struct {
+		sync.Mutex
+		faults int
+		rest   time.Duration
+	}
+}
+
+// levelCount is what became of calls to a level.
+type levelCount struct {
+	hits, misses, faults, skipped      atomic.Uint64 // of Get
+	written, writeFaults, writeSkipped atomic.Uint64 // entries, of Put
+	swept                              atomic.Uint64
+}
+
+// Get asks the level, unless it rests.
+func (g *guard) Get(ctx context.Context, key Key, now time.Time) (*Entry, error) {
+	if !g.ready(now) {
+		g.count.skipped.Add(1)
+		return nil, errResting
+	}
+	e, err := g.Level.Get(ctx, key, now)
+	g.judge(err, time.Now())
+	switch {
+	case err == nil:
+		g.count.hits.Add(1)
+	case errors.Is(err, ErrMiss):
+		g.count.misses.Add(1)
+	default:
+		g.count.faults.Add(1)
+		g.log.Debug("look-up", "component", "cache", "level", g.name, "err", err)
+	}
+	return e, err
+}
+
+// Put writes to the level, unless it rests.
+func (g *guard) Put(ctx context.Context, entries []*Entry) error {
+	n := uint64(len(entries))
+	if !g.ready(time.Now()) {
+		g.count.writeSkipped.Add(n)
+		return errResting
+	}
+	err := g.Level.Put(ctx, entries)
+	g.judge(err, time.Now())
+	if err != nil {
+		g.count.writeFaults.Add(n)
+		g.log.Debug("fill", "component", "cache", "level", g.name, "err", err)
+		return err
+	}
+	g.count.written.Add(n)
+	return nil
+}
+
+// ready says whether the level may be asked. Of several callers that find its rest
+// over, one is let through, and the others when that one comes back well.
+func (g *guard) ready(now time.Time) bool {
+	until := g.open.Load()
+	return until == 0 || now.UnixNano() >= until && g.open.CompareAndSwap(until, now.Add(longestRest).UnixNano())
+}
+
+// judge notes whether a call went well. A miss is well.
+func (g *guard) judge(err error, now time.Time) {
+	if err == nil || errors.Is(err, ErrMiss) {
+		if g.open.Load() == 0 && !g.troubled() {
+			return
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.open.Swap(0) != 0 {
+			g.log.Info("the level is back", "component", "cache", "level", g.name)
+		}
+		g.mu.faults, g.mu.rest = 0, 0
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.faults++
+	if g.mu.faults < tripAfter {
+		return
+	}
+	if g.mu.rest == 0 {
+		g.mu.rest = firstRest
+		g.log.Warn("the level fails and rests", "component", "cache", "level", g.name, "err", err)
+	} else {
+		g.mu.rest = min(2*g.mu.rest, longestRest)
+	}
+	g.open.Store(now.Add(g.mu.rest).UnixNano())
+}
+
+// troubled says whether faults are counted.
+func (g *guard) troubled() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.faults > 0
+}

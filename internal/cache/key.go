@@ -1,0 +1,130 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"net/textproto"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
+)
+
+// Scopes of entries, as they are written in Entry.Scope.
+const (
+	scopeShared = "shared"
+	scopeTenant = "tenant:"
+)
+
+// nobody is the tenant of requests without a key.
+const nobody = "anonymous"
+
+// ScopeOf returns whose answers a request may get and whose its own becomes: its
+// tenant's alone, or everybody's where a rule shares. Where there are no tenants,
+// credentials that are passed on to the servers tell clients apart.
+func ScopeOf(req *inference.Request, shared bool) string {
+	if shared {
+		return scopeShared
+	}
+	scope := scopeTenant + req.Tenant
+	if req.Tenant != nobody {
+		return scope
+	}
+	h := sha256.New()
+	found := false
+	for _, name := range [...]string{"Authorization", "X-Api-Key"} {
+		for _, v := range req.Header[name] {
+			h.Write([]byte(name + ":" + v + "\n"))
+			found = true
+		}
+	}
+	if found {
+		scope += "/" + hex.EncodeToString(h.Sum(nil)[:8])
+	}
+	return scope
+}
+
+// Forms of an answer: which readers one entry can serve.
+const (
+	formEvents   = 'e' // kept as events; the answer in one piece is put together from them
+	formStream   = 's' // a stream, and only that
+	formOnePiece = 'p' // an answer in one piece, and only that
+)
+
+// formOf is the form in which a request's answer is kept.
+func formOf(req *inference.Request) byte {
+	switch {
+	case req.Assemble:
+		return formEvents
+	case req.Stream:
+		return formStream
+	}
+	return formOnePiece
+}
+
+// canonical holds the buffers in which bodies are brought into one form.
+var canonical = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// version is hashed into every key: what changes the meaning of a key changes it.
+const version = "spillway answer 1"
+
+// KeyOf hashes everything that may change a request's answer: whose it is, the
+// surface, the model by the name that it is asked for upstream, the form, the URL's
+// query, the header fields that servers read, and the canonical body. vary lists
+// further fields, in canonical form. The error says why a body has no key.
+func KeyOf(req *inference.Request, scope, model string, vary []string) (Key, error) {
+	bp := canonical.Get().(*[]byte)
+	defer canonical.Put(bp)
+	b := (*bp)[:0]
+	text := func(s string) {
+		b = binary.AppendUvarint(b, uint64(len(s)))
+		b = append(b, s...)
+	}
+	text(version)
+	text(scope)
+	text(req.Surface.String())
+	text(model)
+	b = append(b, formOf(req))
+	text(req.RawQuery)
+	for _, name := range varying(req, vary) {
+		text(name)
+		b = binary.AppendUvarint(b, uint64(len(req.Header[name])))
+		for _, v := range req.Header[name] {
+			text(v)
+		}
+	}
+	text("")
+	b, err := wire.AppendCanonical(b, req)
+	if cap(b) <= 64<<10 {
+		*bp = b
+	}
+	if err != nil {
+		return Key{}, err
+	}
+	return sha256.Sum256(b), nil
+}
+
+// varying lists the request's header fields that may change its answer, in order:
+// versions and switches of the two APIs, and those that the configuration names.
+func varying(req *inference.Request, vary []string) (names []string) {
+	for name := range req.Header {
+		if strings.HasPrefix(name, "Anthropic-") || strings.HasPrefix(name, "Openai-") || slices.Contains(vary, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// canonicalNames brings the names of header fields into the form that requests
+// have them in.
+func canonicalNames(names []string) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = textproto.CanonicalMIMEHeaderKey(n)
+	}
+	return out
+}

@@ -1,0 +1,206 @@
+package gateway
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
+)
+
+// Headers that say what the cache did.
+const (
+	cacheField    = "X-Spillway-Cache"
+	degradedField = "X-Spillway-Degraded"
+	degradedStale = "stale"
+)
+
+// share answers a request whose answer may be known, or may be on its way to
+// somebody else: from the cache; else by following the flight of the first of its
+// twins, which is started here when there is none. When that flight fails before
+// this reader has anything of it, the readers elect one of them to lead another.
+func (f *flight) share(known Known) *inference.Record {
+	if s := known.Stored(time.Now()); s != nil && (s.Fresh || s.WhileRevalidate) {
+		return f.replay(s, known)
+	}
+	if f.req.Cache.OnlyIfCached {
+		if s := known.Fetch(f.ctx); s != nil && s.Fresh {
+			return f.replay(s, known)
+		}
+		return f.refuse(inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else"))
+	}
+	for again := false; ; again = true {
+		s := f.g.sharing.board(f, known)
+		err := f.follow(s)
+		stored := s.leave(f)
+		switch {
+		case stored != nil:
+			return f.replay(stored, known)
+		case err == nil:
+			return &f.rec
+		case !again && f.mayLead(err, s.lead):
+			plan, err := f.g.parts.Router.Plan(f.ctx, f.req) // the flight has used up the first
+			if err != nil {
+				return f.refuse(err)
+			}
+			f.plan = plan
+			continue
+		}
+		return f.refuseShared(err, s.stale(), known)
+	}
+}
+
+// mayLead says whether a reader whose flight failed may start another, or follow
+// one that another reader starts. An answer that was cut is tried again by whoever
+// got nothing of it; what a flight could not get at all, by those alone for whom it
+// was not tried: its leader had its attempts.
+func (f *flight) mayLead(err *inference.Error, led bool) bool {
+	if f.ctx.Err() != nil || !time.Now().Before(f.req.Deadline) {
+		return false
+	}
+	switch err.Code {
+	case inference.CodeUpstreamCut:
+	case inference.CodeUpstreamError, inference.CodeTimeout, inference.CodeCanceled, inference.CodeInternal:
+		if led {
+			return false
+		}
+	default:
+		return false
+	}
+	return f.set.budget.spend(time.Now())
+}
+
+// refuseShared answers with an error, or with an old answer where that is better
+// than this error.
+func (f *flight) refuseShared(err *inference.Error, old *inference.Stored, known Known) *inference.Record {
+	if s := known.Stored(time.Now()); old == nil || s != nil && s.Age < old.Age {
+		old = s
+	}
+	if old != nil && f.ctx.Err() == nil {
+		switch err.Code {
+		case inference.CodeOverloaded:
+			if old.IfOverloaded {
+				return f.replay(old, known)
+			}
+		case inference.CodeUpstreamError, inference.CodeUpstreamCut, inference.CodeTimeout, inference.CodeNoCapacity, inference.CodeInternal:
+			if old.IfError {
+				return f.replay(old, known)
+			}
+		}
+	}
+	return f.refuse(err)
+}
+
+// replay answers with what the cache has. One that is not fresh is announced, and
+// refreshed in the background where it may be used meanwhile.
+func (f *flight) replay(s *inference.Stored, known Known) *inference.Record {
+	f.rec.Cache, f.rec.CacheLevel, f.rec.CacheAge, f.rec.Usage = inference.CacheHit, s.Level, s.Age, s.Usage
+	if !s.Fresh {
+		f.rec.Cache = inference.CacheStale
+		if s.WhileRevalidate {
+			f.g.refresh(f.req, known)
+		} else {
+			f.rec.Degraded = degradedStale
+		}
+	}
+	age := strconv.FormatInt(int64(s.Age/time.Second), 10)
+	fields := append(make([]inference.HeaderField, 0, len(s.Fields)+3), s.Fields...)
+	fields = append(fields,
+		inference.HeaderField{Name: cacheField, Value: string(f.rec.Cache) + "; level=" + s.Level + "; age=" + age},
+		inference.HeaderField{Name: "Age", Value: age})
+	if f.rec.Degraded != "" {
+		fields = append(fields, inference.HeaderField{Name: degradedField, Value: f.rec.Degraded})
+	}
+	head := &inference.Head{Status: 200, Length: int64(len(s.Body)), Fields: fields}
+	var err error
+	switch {
+	case s.Stream() && f.req.Stream:
+		head.Stream, head.Length = true, -1
+		err = f.replayEvents(head, s)
+	case s.Stream():
+		whole := s.Whole
+		if whole == nil { // found for a twin that wants a stream
+			if whole, err = wire.Assemble(f.req.Surface, s.Transcript); err != nil {
+				return f.refuse(err)
+			}
+		}
+		head.Length, head.Fields = int64(len(whole)), onePieceFields(fields)
+		err = f.replayBody(head, whole)
+	default:
+		err = f.replayBody(head, s.Body)
+	}
+	if err != nil {
+		f.rec.Code, f.rec.Reason = inference.CodeCanceled, "client_write"
+		f.out.Fail(&inference.Error{Code: inference.CodeCanceled, Message: "the client closed the connection", Err: err})
+		return &f.rec
+	}
+	f.rec.Complete = true
+	return &f.rec
+}
+
+// replayBody sends an answer in one piece.
+func (f *flight) replayBody(head *inference.Head, body []byte) error {
+	if err := f.head(head); err != nil {
+		return err
+	}
+	return f.send(body, true)
+}
+
+// replayEvents sends a stream's events, all at once or with the gaps with which they
+// came. What carries usage alone is for clients that asked for it.
+func (f *flight) replayEvents(head *inference.Head, s *inference.Stored) error {
+	if err := f.head(head); err != nil {
+		return err
+	}
+	f.rec.TTFT = time.Since(f.req.Received)
+	from, sent := uint32(0), uint32(0) // sent: up to where all was sent or left out
+	for i, m := range s.Marks {
+		if m.Usage && !f.req.IncludeUsage {
+			if err := f.send(s.Body[sent:from], false); err != nil {
+				return err
+			}
+			sent = m.End
+		} else {
+			f.rec.Tokens++
+		}
+		from = m.End
+		if f.set.Share.Pace != PaceOriginal {
+			continue
+		}
+		if err := f.send(s.Body[sent:from], true); err != nil {
+			return err
+		}
+		if sent = from; i+1 < len(s.Marks) {
+			if err := f.pause(time.Duration(s.Marks[i+1].Wait) * time.Microsecond); err != nil {
+				return err
+			}
+		}
+	}
+	return f.send(s.Body[sent:from], true)
+}
+
+// pause waits, no longer than the client stays.
+func (f *flight) pause(d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-f.ctx.Done():
+		return f.ctx.Err()
+	}
+}
+
+// onePieceFields are the header fields of an answer in one piece that is made from a
+// stream with the given ones.
+func onePieceFields(fields []inference.HeaderField) []inference.HeaderField {
+	out := append(make([]inference.HeaderField, 0, len(fields)+1), inference.HeaderField{Name: "Content-Type", Value: "application/json"})
+	for _, h := range fields {
+		switch h.Name {
+		case "Content-Type", "Cache-Control", "X-Accel-Buffering": // of the stream
+		default:
+			out = append(out, h)
+		}
+	}
+	return out
+}

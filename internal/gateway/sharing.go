@@ -1,0 +1,307 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
+)
+
+// sharing holds the flights that twins can join. A shared flight runs on its own
+// goroutine, which ends when the flight does, at the latest when its last reader
+// has left; every reader, the first one too, follows its tape.
+type sharing struct {
+	held atomic.Int64 // bytes on all tapes
+
+	mu struct {
+		sync.Mutex
+		flights map[twin]*flight // one reader at least follows each
+	}
+}
+
+// twin names the requests that one flight can answer: those of one key that agree on
+// whether a lesser answer will do.
+type twin struct {
+	key       [32]byte
+	degradeOK bool
+}
+
+// seat is one reader's place in a shared flight.
+type seat struct {
+	flight *flight
+	at     *cursor
+	lead   bool // the flight was started for this reader
+}
+
+// shared is what a flight has that several readers follow. Its zero value is that of
+// a flight of one reader.
+type shared struct {
+	tape   *tape
+	known  Known
+	id     twin
+	whole  bool // its first reader wants the answer in one piece
+	landed chan struct{}
+
+	claimed atomic.Bool // a reader has taken the record
+	urgent  struct {
+		sync.Mutex
+		class    inference.Class
+		deadline time.Time
+		patient  bool               // a reader waits without a limit of its own
+		stir     context.CancelFunc // ends the wait for a slot; nil while there is none
+		stirred  bool
+	}
+}
+
+// board takes a seat in the flight of the request's twins, or starts it.
+func (s *sharing) board(f *flight, known Known) *seat {
+	id := twin{known.Key(), f.req.DegradeOK}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if there := s.mu.flights[id]; there != nil {
+		if at := there.admits(f.req); at != nil {
+			f.rec.Cache = inference.CacheCoalesced
+			return &seat{flight: there, at: at}
+		}
+	}
+	shared := f.lead(id, known)
+	if s.mu.flights == nil {
+		s.mu.flights = make(map[twin]*flight)
+	}
+	s.mu.flights[id] = shared
+	f.rec.Cache = inference.CacheMiss
+	at, _ := shared.shared.tape.join()
+	go shared.run()
+	return &seat{flight: shared, at: at, lead: true}
+}
+
+// remove takes a flight off the list. Another may stand in its place already.
+func (s *sharing) remove(f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.flights[f.shared.id] == f {
+		delete(s.mu.flights, f.shared.id)
+	}
+}
+
+// lead makes the flight for a request and its twins. It takes over the plan.
+func (f *flight) lead(id twin, known Known) *flight {
+	s := &flight{g: f.g, set: f.set, req: sharedRequest(f.req), plan: f.plan}
+	s.plan.Request = s.req
+	s.rec.Request = s.req
+	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(f.ctx))
+	s.readers.Store(1)
+	t := newTape(s.ctx, f.req.Surface, &f.g.sharing, f.set.Share)
+	s.out = t
+	s.shared = &shared{tape: t, known: known, id: id, whole: f.req.Assemble && !f.req.Stream, landed: make(chan struct{})}
+	s.shared.urgent.class, s.shared.urgent.deadline, s.shared.urgent.patient = s.req.Class, s.req.Deadline, s.req.Patience == 0
+	return s
+}
+
+// sharedRequest is a copy of a request that outlives it. Where the answer in one
+// piece can be told from a stream, it asks for the stream, with its usage: that
+// serves every reader.
+func sharedRequest(req *inference.Request) *inference.Request {
+	r := *req
+	r.Header = req.Header.Clone()
+	if req.Assemble && !(req.Stream && req.IncludeUsage) {
+		body := bytes.Join(wire.Rewrite(nil, req, wire.Edits{Stream: true, IncludeUsage: true}), nil)
+		if fields, err := wire.ScanRequest(req.Surface, body); err == nil {
+			r.Body, r.Fields = body, fields
+			return &r
+		}
+	}
+	r.Body = bytes.Clone(req.Body)
+	return &r
+}
+
+// admits gives a reader a cursor, or nil where it is too late for one. A reader that
+// is more urgent, or waits longer, makes the flight so. The caller holds the list,
+// so the tape is there.
+func (f *flight) admits(req *inference.Request) *cursor {
+	at, ended := f.shared.tape.join()
+	if at == nil {
+		return nil
+	}
+	for {
+		n := f.readers.Load()
+		if n == 0 && !ended { // the last one has left, and the flight ends
+			f.shared.tape.quit(at)
+			return nil
+		}
+		if f.readers.CompareAndSwap(n, n+1) {
+			f.urge(req)
+			return at
+		}
+	}
+}
+
+// unseat counts a reader out. The last one ends the flight.
+func (f *flight) unseat() (last bool) {
+	if f.readers.Add(-1) > 0 {
+		return false
+	}
+	f.cancel(errLeft)
+	return true
+}
+
+// urge makes the flight as urgent as a reader that joins, and as patient.
+func (f *flight) urge(req *inference.Request) {
+	u := &f.shared.urgent
+	u.Lock()
+	defer u.Unlock()
+	more := false
+	if req.Class.Urgency() > u.class.Urgency() {
+		u.class, more = req.Class, true
+	}
+	if req.Deadline.After(u.deadline) {
+		u.deadline, more = req.Deadline, true
+	}
+	if req.Patience == 0 && !u.patient {
+		u.patient, more = true, true
+	}
+	if more {
+		u.stirred = true
+		if u.stir != nil {
+			u.stir()
+		}
+	}
+}
+
+// heed takes over what readers that joined have asked for, and says whether that
+// changed anything. A request is never changed, so it is another from then on.
+func (f *flight) heed() bool {
+	if f.shared == nil {
+		return false
+	}
+	u := &f.shared.urgent
+	u.Lock()
+	defer u.Unlock()
+	if !u.stirred {
+		return false
+	}
+	u.stirred = false
+	r := *f.req
+	r.Class, r.Deadline = u.class, u.deadline
+	if u.patient {
+		r.Patience = 0
+	}
+	f.req, f.plan.Request = &r, &r
+	return true
+}
+
+// waiting returns a context for a wait that ends early when a reader makes the
+// flight more urgent.
+func (f *flight) waiting() (context.Context, context.CancelFunc) {
+	if f.shared == nil {
+		return f.ctx, func() {}
+	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	u := &f.shared.urgent
+	u.Lock()
+	defer u.Unlock()
+	u.stir = cancel
+	if u.stirred {
+		cancel()
+	}
+	return ctx, func() {
+		u.Lock()
+		defer u.Unlock()
+		u.stir = nil
+		cancel()
+	}
+}
+
+// expired says whether the request's deadline has passed, for every reader.
+func (f *flight) expired(now time.Time) bool {
+	if now.Before(f.req.Deadline) {
+		return false
+	}
+	f.heed()
+	return !now.Before(f.req.Deadline)
+}
+
+// run is the life of a shared flight: the slower levels of the cache, and where they
+// know nothing, a generation.
+func (f *flight) run() {
+	defer f.landShared()
+	if s := f.shared.known.Fetch(f.ctx); s != nil {
+		if s.Fresh || s.WhileRevalidate {
+			f.shared.tape.play(s)
+			return
+		}
+		f.shared.tape.keepStale(s)
+	}
+	winner, err := f.win()
+	if err != nil {
+		f.refuse(err)
+		return
+	}
+	f.relay(winner)
+}
+
+// landShared ends a shared flight: the answer is kept before the flight is off the
+// list, so that no twin falls between the two.
+func (f *flight) landShared() {
+	t := f.shared.tape
+	if p := recover(); p != nil {
+		f.abandon()
+		e := inference.Errorf(inference.CodeInternal, "internal error")
+		e.Err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		t.Fail(e)
+	}
+	var kept *inference.Transcript
+	if f.rec.Complete && f.rec.Code == "" && f.rec.Degraded == "" {
+		if f.shared.whole {
+			_, _ = t.onePiece() // its readers ask again, and are told
+		}
+		kept = t.transcript(f.rec.Usage)
+	}
+	t.end()
+	if kept != nil {
+		f.shared.known.Keep(f.rec.Last().Model, kept)
+	}
+	f.g.sharing.remove(f)
+	t.release()
+	f.cancel(nil)
+	close(f.shared.landed)
+}
+
+// stale is what the flight found in the cache and did not use.
+func (s *seat) stale() *inference.Stored { return s.flight.shared.tape.left() }
+
+// leave gives the seat up. One of the readers that see the flight's end, or make it
+// end, takes its record over: what it cost is counted once. leave returns the kept
+// answer that the flight found in its place.
+func (s *seat) leave(f *flight) *inference.Stored {
+	from, ended := s.flight.shared.tape.quit(s.at)
+	if last := s.flight.unseat(); last && !ended {
+		<-s.flight.shared.landed
+		ended = true
+	}
+	if ended && s.flight.shared.claimed.CompareAndSwap(false, true) {
+		f.takeOver(&s.flight.rec)
+	}
+	return from
+}
+
+// takeOver adds what a shared flight did to this request's record.
+func (f *flight) takeOver(rec *inference.Record) {
+	f.rec.Attempts = append(f.rec.Attempts, rec.Attempts...)
+	f.rec.Queued += rec.Queued
+	f.rec.Upstream += rec.Upstream
+	f.rec.Tokens, f.rec.Gaps, f.rec.Usage = rec.Tokens, rec.Gaps, rec.Usage
+}
+
+// outcome tells a reader that got everything what the answer was.
+func (s *seat) outcome(rec *inference.Record) {
+	from := &s.flight.rec
+	rec.Code, rec.Reason, rec.Complete, rec.Degraded = from.Code, from.Reason, from.Complete, from.Degraded
+	rec.Usage, rec.Tokens = from.Usage, from.Tokens
+}

@@ -1,0 +1,55 @@
+package wire
+
+import (
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// readSampling notes what says whether the same request gets the same answer.
+func (s *scanner) readSampling(key []byte, v jsontext.Value) error {
+	switch string(key) {
+	case "temperature":
+		if v.Kind() == '0' {
+			t, err := strconv.ParseFloat(string(v), 64)
+			s.fixed = s.fixed || err == nil && t == 0
+		}
+	case "seed":
+		s.fixed = s.fixed || v.Kind() == '0'
+	case "web_search_options", "previous_response_id", "conversation", "background", "container", "mcp_servers", "search_parameters", "enable_search":
+		s.live = s.live || v.Kind() != 'n' && v.Kind() != 'f'
+	case "tools":
+		if v.Kind() == '[' {
+			return s.readTools(v)
+		}
+	}
+	return nil
+}
+
+// readTools looks for tools that the server itself runs, whose results change:
+// all but functions, and Anthropic's, which have no type or the type custom.
+func (s *scanner) readTools(v jsontext.Value) error {
+	d := newDecoder(v)
+	defer d.done()
+	if _, err := d.ReadToken(); err != nil {
+		return err
+	}
+	for k := d.PeekKind(); k != ']'; k = d.PeekKind() {
+		if k != '{' {
+			if err := d.SkipValue(); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := d.members(func(name []byte) error {
+			v, err := d.ReadValue()
+			if err == nil && string(name) == `"type"` {
+				s.live = s.live || string(v) != `"function"` && string(v) != `"custom"`
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
