@@ -324,9 +324,9 @@ func (f *flight) settle(a *attempt, err error) {
 	if rec.Verdict == inference.VerdictBusy {
 		f.busy = append(f.busy, a.lease.Instance)
 	}
-	f.g.parts.Health.Observe(a.lease, failure)
 	a.lease.Verdict, a.lease.Usage = rec.Verdict, f.rec.Usage
-	a.lease.Release(now)
+	defer a.lease.Release(now) // a defect in what comes between loses no slot
+	f.g.parts.Health.Observe(a.lease, failure)
 	f.rec.Attempts = append(f.rec.Attempts, rec)
 	if from := later(a.start, f.waited); now.After(from) { // attempts in parallel count once
 		f.rec.Upstream += now.Sub(from)

@@ -111,7 +111,7 @@ func (r *relayed) takeWhole(v view) (done bool, err *inference.Error) {
 	if err := r.f.replayBody(&head, body); err != nil {
 		return true, r.stop(r.f.gone(err))
 	}
-	r.f.rec.Complete = true
+	r.seat.outcome(&r.f.rec)
 	return true, nil
 }
 

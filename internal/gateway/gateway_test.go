@@ -35,6 +35,7 @@ type rig struct {
 	enter   func(time.Time, *fleet.Plan, []*fleet.Instance) (*fleet.Lease, gateway.Place, error) // nil never waits
 	observe func(*fleet.Lease, *inference.Failure)                                               // what health does; nil is nothing
 	plan    func(*fleet.Plan)                                                                    // what the router does besides; nil is nothing
+	cache   *shelf                                                                               // nil is no cache
 
 	mu       sync.Mutex
 	verdicts []string
@@ -124,7 +125,7 @@ func newRig(t *testing.T, change func(*gateway.Config), instances ...*testkit.In
 			return nil, err
 		}
 		return a, nil
-	}, Health: r, Recorder: r})
+	}, Health: r, Recorder: r, Cache: r})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.client.Run(ctx) }()
@@ -179,14 +180,20 @@ func (r *rig) serve(ctx context.Context, body string, c *reader) *reader {
 	if c == nil {
 		c = new(reader)
 	}
+	r.gateway.Serve(ctx, r.request(body), c)
+	return c
+}
+
+// request is one that has just come.
+func (r *rig) request(body string) *inference.Request {
+	r.t.Helper()
 	now := time.Now()
 	req := &inference.Request{ID: "t", Body: []byte(body), Header: http.Header{}, Received: now, Deadline: now.Add(r.gateway.Timeout())}
 	var err error
 	if req.Fields, err = wire.ScanRequest(inference.Chat, req.Body); err != nil {
 		r.t.Fatal(err)
 	}
-	r.gateway.Serve(ctx, req, c)
-	return c
+	return req
 }
 
 // code asserts how an answer failed; "" is that it did not.

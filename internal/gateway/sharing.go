@@ -37,6 +37,7 @@ type seat struct {
 	flight *flight
 	at     *cursor
 	lead   bool // the flight was started for this reader
+	since  time.Time
 }
 
 // shared is what a flight has that several readers follow. Its zero value is that of
@@ -67,7 +68,7 @@ func (s *sharing) board(f *flight, known Known) *seat {
 	if there := s.mu.flights[id]; there != nil {
 		if at := there.admits(f.req); at != nil {
 			f.rec.Cache = inference.CacheCoalesced
-			return &seat{flight: there, at: at}
+			return &seat{flight: there, at: at, since: time.Now()}
 		}
 	}
 	shared := f.lead(id, known)
@@ -78,7 +79,7 @@ func (s *sharing) board(f *flight, known Known) *seat {
 	f.rec.Cache = inference.CacheMiss
 	at, _ := shared.shared.tape.join()
 	go shared.run()
-	return &seat{flight: shared, at: at, lead: true}
+	return &seat{flight: shared, at: at, lead: true, since: time.Now()}
 }
 
 // remove takes a flight off the list. Another may stand in its place already.
@@ -252,6 +253,7 @@ func (f *flight) landShared() {
 	t := f.shared.tape
 	if p := recover(); p != nil {
 		f.abandon()
+		f.rec.Complete = false
 		e := inference.Errorf(inference.CodeInternal, "internal error")
 		e.Err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		t.Fail(e)
@@ -287,6 +289,8 @@ func (s *seat) leave(f *flight) *inference.Stored {
 	}
 	if ended && s.flight.shared.claimed.CompareAndSwap(false, true) {
 		f.takeOver(&s.flight.rec)
+	} else if from == nil {
+		f.rec.Upstream += time.Since(s.since)
 	}
 	return from
 }

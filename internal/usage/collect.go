@@ -13,12 +13,12 @@ import (
 
 // descs names every metric of the package.
 type descs struct {
-	requestsTotal, ttft, itl, e2e, overhead, tokensTotal *prometheus.Desc
-	attemptsTotal, retriesTotal, hedgesTotal, panicTotal *prometheus.Desc
-	linesTotal, linesDropped, lineBytes                  *prometheus.Desc
-	version, status, instanceInFlight, instancePrompt    *prometheus.Desc
-	instanceTTFT, instanceWeight, instanceCapacity       *prometheus.Desc
-	poolInFlight, poolPrompt, poolStatus                 *prometheus.Desc
+	requestsTotal, cacheTotal, ttft, itl, e2e, overhead, tokensTotal *prometheus.Desc
+	attemptsTotal, retriesTotal, hedgesTotal, panicTotal             *prometheus.Desc
+	linesTotal, linesDropped, lineBytes                              *prometheus.Desc
+	version, status, instanceInFlight, instancePrompt                *prometheus.Desc
+	instanceTTFT, instanceWeight, instanceCapacity                   *prometheus.Desc
+	poolInFlight, poolPrompt, poolStatus                             *prometheus.Desc
 }
 
 // newDescs builds the names. Metrics carry the package whose work they show.
@@ -30,12 +30,13 @@ func newDescs() descs {
 	instance := []string{"region", "pool", "instance"}
 	pool := []string{"region", "pool"}
 	return descs{
-		requestsTotal: d("gateway_requests_total", "Requests, by the pool of their last attempt and by code; ok is an answer.", append(request, "code")...),
+		requestsTotal: d("gateway_requests_total", "Requests, by the pool of their last attempt and by code; ok is an answer. The pool cache stands for answers that were not generated for the request.", append(request, "code")...),
+		cacheTotal:    d("gateway_cache_total", "Requests whose answers may be kept, by what the cache did for them.", append(request, "result")...),
 		ttft:          d("gateway_ttft_seconds", "Time from a request's head to the first token sent to the client; streams only.", request...),
 		itl:           d("gateway_itl_seconds", "Gaps between the events of streams.", request...),
 		e2e:           d("gateway_e2e_seconds", "Time from a request's head to the last byte of its answer; answered requests only.", request...),
 		overhead:      d("gateway_overhead_seconds", "Time that was not spent waiting for upstreams; answered requests only.", request...),
-		tokensTotal:   d("gateway_tokens_total", "Tokens by type; cached is a part of prompt, reasoning a part of completion.", append(request, "type")...),
+		tokensTotal:   d("gateway_tokens_total", "Tokens by type; cached is a part of prompt, reasoning a part of completion. The pool cache counts those that were not generated again.", append(request, "type")...),
 		attemptsTotal: d("gateway_attempts_total", "Attempts by pool and verdict.", "pool", "verdict"),
 		retriesTotal:  d("gateway_retries_total", "Attempts that followed a failed one, by the pool that got them.", "pool"),
 		hedgesTotal:   d("gateway_hedges_total", "Second attempts in parallel, by what became of them.", "pool", "result"),
@@ -60,7 +61,7 @@ func newDescs() descs {
 // describe sends every name.
 func (d *descs) describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		d.requestsTotal, d.ttft, d.itl, d.e2e, d.overhead, d.tokensTotal, d.attemptsTotal, d.retriesTotal, d.hedgesTotal, d.panicTotal,
+		d.requestsTotal, d.cacheTotal, d.ttft, d.itl, d.e2e, d.overhead, d.tokensTotal, d.attemptsTotal, d.retriesTotal, d.hedgesTotal, d.panicTotal,
 		d.linesTotal, d.linesDropped, d.lineBytes, d.version, d.status, d.instanceInFlight, d.instancePrompt, d.instanceTTFT,
 		d.instanceWeight, d.instanceCapacity, d.poolInFlight, d.poolPrompt, d.poolStatus,
 	} {
@@ -124,6 +125,11 @@ func (d *descs) requests(e emitter, s *series) {
 			}
 			if i == 0 || r.requests[i].Load() > 0 {
 				e.count(d.requestsTotal, &r.requests[i], surface, model, pool, code)
+			}
+		}
+		for i := range r.known {
+			if r.known[i].Load() > 0 {
+				e.count(d.cacheTotal, &r.known[i], surface, model, pool, string(cacheResults[i]))
 			}
 		}
 		e.histogram(d.ttft, &r.ttft, surface, model, pool)

@@ -55,6 +55,13 @@ func appendLine(b []byte, rec *inference.Record) []byte {
 	if rec.Degraded != "" {
 		b = appendText(b, `,"degraded":`, rec.Degraded)
 	}
+	if rec.Cache != "" {
+		b = appendText(b, `,"cache":`, string(rec.Cache))
+	}
+	if rec.CacheLevel != "" {
+		b = appendText(b, `,"cache_level":`, rec.CacheLevel)
+		b = appendMillis(b, `,"cache_age_ms":`, rec.CacheAge)
+	}
 	if req.ClientIP.IsValid() {
 		b = append(b, `,"client_ip":"`...)
 		b = req.ClientIP.WithZone("").AppendTo(b)

@@ -3,6 +3,7 @@ package usage
 import (
 	"maps"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,7 @@ var (
 const (
 	unknownModel = "unknown" // a model that nothing serves
 	noPool       = "none"    // refused before any attempt
+	cachePool    = "cache"   // an answer that was not generated for this request
 	other        = "other"   // beyond the bound on series
 )
 
@@ -98,6 +100,7 @@ type rowKey struct {
 // row holds the counters of one surface, model and pool.
 type row struct {
 	requests []atomic.Uint64 // by index of the code; see series.code
+	known    [len(cacheResults)]atomic.Uint64
 	prompt   atomic.Uint64
 	output   atomic.Uint64
 	cached   atomic.Uint64
@@ -120,6 +123,9 @@ const (
 
 // hedgeNames is indexed by what became of a hedge.
 var hedgeNames = [hedgeResults]string{"won", "lost", "failed", "canceled"}
+
+// cacheResults are what the cache can have done for a request.
+var cacheResults = [...]inference.CacheResult{inference.CacheHit, inference.CacheMiss, inference.CacheStale, inference.CacheCoalesced}
 
 // verdicts is the number of verdicts.
 const verdicts = int(inference.VerdictCanceled) + 1
@@ -162,6 +168,9 @@ func newSeries(f *fleet.Fleet) *series {
 func (s *series) record(rec *inference.Record) {
 	row := s.row(rec)
 	row.requests[s.code(rec.Code)].Add(1)
+	if i := slices.Index(cacheResults[:], rec.Cache); i >= 0 {
+		row.known[i].Add(1)
+	}
 	if rec.TTFT > 0 {
 		row.ttft.observe(rec.TTFT)
 	}
@@ -233,8 +242,11 @@ func (s *series) code(c inference.Code) int {
 func (s *series) row(rec *inference.Record) *row {
 	k := rowKey{rec.Request.Surface, rec.Request.Model, noPool}
 	last := rec.Last()
-	if last != nil {
+	switch {
+	case last != nil:
 		k.pool = last.Pool
+	case rec.Cache != "" && rec.Cache != inference.CacheMiss:
+		k.pool = cachePool
 	}
 	if r, ok := (*s.rows.Load())[k]; ok {
 		return r

@@ -167,6 +167,12 @@ func slogLine(rec *inference.Record) string {
 	if rec.Degraded != "" {
 		r.AddAttrs(slog.String("degraded", rec.Degraded))
 	}
+	if rec.Cache != "" {
+		r.AddAttrs(slog.String("cache", string(rec.Cache)))
+	}
+	if rec.CacheLevel != "" {
+		r.AddAttrs(slog.String("cache_level", rec.CacheLevel), slog.Float64("cache_age_ms", ms(rec.CacheAge)))
+	}
 	if req.ClientIP.IsValid() {
 		r.AddAttrs(slog.String("client_ip", req.ClientIP.String()))
 	}
@@ -196,6 +202,9 @@ func TestLineIsSlogs(t *testing.T) {
 			r.Attempts, r.Code, r.Reason, r.Status = nil, inference.CodeOverloaded, "full", 503
 		},
 		"degraded":    func(r *inference.Record) { r.Degraded = "model=small" },
+		"cached": func(r *inference.Record) {
+			r.Cache, r.CacheLevel, r.CacheAge = inference.CacheStale, "redis", 1500*time.Millisecond
+		},
 		"no address":  func(r *inference.Record) { r.Request.ClientIP = netip.Addr{} },
 		"IPv6":        func(r *inference.Record) { r.Request.ClientIP = netip.MustParseAddr("2001:db8::1") },
 		"hedge":       func(r *inference.Record) { r.Attempts[1].Hedge = true },
