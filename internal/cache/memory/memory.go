@@ -1,0 +1,155 @@
+// Package memory keeps answers in this process: level 1 of the cache.
+//
+// Entries are kept as they are, without a binary form: a hit is a look-up in a hash
+// table and allocates nothing. What stays is decided by W-TinyLFU (Einziger,
+// Friedman, Manes: "TinyLFU: A Highly Efficient Cache Admission Policy", 2017): a
+// small window takes in what is new, a larger part keeps what was asked for most
+// often, and a newcomer displaces an entry only if it was asked for more often. A
+// run of questions that are asked once therefore displaces nothing of worth.
+//
+// The bound is in bytes, counted by cache.Entry.Size. Entries leave at their Stale
+// instant: reads do not see them from then on, and the next write or Sweep frees
+// them.
+//
+// The package owns no goroutine. The work on the order of entries is put off and
+// done in batches by whoever writes, sweeps, or reads when a batch is full, one at a
+// time and without waiting for each other, so that with one caller and a clock of
+// the test's a run has the same course each time, but for the hashing of keys.
+package memory
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/spillway/spillway/internal/cache"
+)
+
+// shares is how many entries of the greatest size fill the level: a larger one is
+// not kept, so that no answer displaces all others.
+const shares = 16
+
+// Level keeps entries in memory. It implements cache.Level and cache.Counter;
+// contexts are not looked at, since nothing here waits.
+type Level struct {
+	entries *otter.Cache[cache.Key, *cache.Entry]
+	clock   func() time.Time
+	most    int // size of the largest entry that is kept, in bytes
+}
+
+// New returns an empty level of at most maxBytes. The clock says when entries are
+// past their Stale instant and their memory is free again; nil means time.Now.
+func New(maxBytes int64, clock func() time.Time) *Level {
+	if clock == nil {
+		clock = time.Now
+	}
+	maxBytes = max(maxBytes, 1)
+	l := &Level{clock: clock, most: int(min(maxBytes/shares, math.MaxUint32))}
+	l.entries = otter.Must(&otter.Options[cache.Key, *cache.Entry]{
+		MaximumWeight:    uint64(maxBytes),
+		Weigher:          func(_ cache.Key, e *cache.Entry) uint32 { return uint32(e.Size()) },
+		ExpiryCalculator: otter.ExpiryWritingFunc(l.left),
+		Clock:            timer(clock),
+		Executor:         func(work func()) { work() },
+	})
+	l.entries.StopAllGoroutines() // the one that waits for ticks, which there are none of
+	return l
+}
+
+// left is how long an entry is kept from now on. It is a little longer than Get
+// gives the entry out, and never 0, which would mean no change.
+func (l *Level) left(e otter.Entry[cache.Key, *cache.Entry]) time.Duration {
+	return max(e.Value.Stale.Sub(time.Unix(0, e.SnapshotAtNano))+time.Millisecond, time.Nanosecond)
+}
+
+// timer is a clock without ticks: Sweep does what they are for.
+type timer func() time.Time
+
+// NowNano implements otter.Clock.
+func (t timer) NowNano() int64 { return t().UnixNano() }
+
+// Tick implements otter.Clock.
+func (timer) Tick(time.Duration) <-chan time.Time { return nil }
+
+// Get implements cache.Level. It does not allocate.
+func (l *Level) Get(_ context.Context, key cache.Key, now time.Time) (*cache.Entry, error) {
+	e, ok := l.entries.GetIfPresent(key)
+	if !ok || now.After(e.Stale) {
+		return nil, cache.ErrMiss
+	}
+	return e, nil
+}
+
+// Put implements cache.Level. An entry that is too large, or past its Stale instant,
+// is not kept; what it replaces is forgotten all the same.
+func (l *Level) Put(_ context.Context, entries []*cache.Entry) error {
+	now := l.clock()
+	for _, e := range entries {
+		if e.Size() > l.most || now.After(e.Stale) {
+			l.entries.Invalidate(e.Key)
+			continue
+		}
+		l.entries.Set(e.Key, e)
+	}
+	return nil
+}
+
+// Purge implements cache.Level. Without a key it looks at every entry, in a time
+// that grows with their number.
+func (l *Level) Purge(ctx context.Context, f cache.Filter) (int, error) {
+	if f.Key != nil {
+		return l.forget(*f.Key, f), nil
+	}
+	n, looked := 0, 0
+	for key := range l.entries.Keys() {
+		if looked++; looked%1024 == 0 && ctx.Err() != nil {
+			return n, ctx.Err()
+		}
+		n += l.forget(key, f)
+	}
+	return n, nil
+}
+
+// forget drops the entry under a key if it is meant, and counts it.
+func (l *Level) forget(key cache.Key, f cache.Filter) int {
+	n := 0
+	l.entries.ComputeIfPresent(key, func(e *cache.Entry) (*cache.Entry, otter.ComputeOp) {
+		if !f.Match(e) {
+			return e, otter.CancelOp
+		}
+		n = 1
+		return nil, otter.InvalidateOp
+	})
+	return n
+}
+
+// Sweep implements cache.Level, by the level's own clock.
+func (l *Level) Sweep(context.Context, time.Time) (int, error) {
+	before := l.entries.EstimatedSize()
+	l.entries.CleanUp()
+	return max(0, before-l.entries.EstimatedSize()), nil
+}
+
+// Census implements cache.Counter. Entries past their Stale instant count until they
+// are swept.
+func (l *Level) Census(context.Context) (cache.Census, error) {
+	return cache.Census{Entries: int64(l.entries.EstimatedSize()), Bytes: int64(l.entries.WeightedSize())}, nil
+}
+
+// Hottest returns up to n entries, the one that would be displaced last first. It
+// holds up the work on the order of entries, not their use, and takes longer the
+// greater n is.
+func (l *Level) Hottest(n int) []*cache.Entry {
+	list := make([]*cache.Entry, 0, max(0, min(n, l.entries.EstimatedSize())))
+	if n <= 0 {
+		return list
+	}
+	for e := range l.entries.Hottest() {
+		if list = append(list, e.Value); len(list) == n {
+			break
+		}
+	}
+	return list
+}
