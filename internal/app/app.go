@@ -28,12 +28,14 @@ import (
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/api"
+	"github.com/spillway/spillway/internal/cache"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/gateway"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/store"
 	"github.com/spillway/spillway/internal/telemetry"
@@ -61,6 +63,8 @@ type App struct {
 	router    *route.Router
 	upstream  *upstream.Client
 	health    *health.Monitor
+	cache     *cache.Cache
+	preload   *preload.Preloader
 	gateway   *gateway.Gateway
 	recorder  *usage.Recorder
 	tracing   *telemetry.Tracing
@@ -107,8 +111,9 @@ func New(file *config.File, opts Options) (*App, error) {
 		return nil, fmt.Errorf("admission: %w", err)
 	}
 	a.governor = admission.New(file.Admission, a.fleet, a.emergency, log)
+	a.buildCache(file)
 	a.gateway = gateway.New(file.Gateway, gateway.Parts{
-		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a.recorder,
+		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a.recorder, Cache: answers{a.cache},
 	})
 	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Log: log}
 	if a.admin, err = admin.New(file.Admin, parts); err != nil {
@@ -126,7 +131,7 @@ func New(file *config.File, opts Options) (*App, error) {
 		Tracing:  a.tracing,
 		Log:      log,
 	})
-	a.registry.MustRegister(a.emergency, a.governor, a.recorder, a.health, a.reload.init(), newGauges(a))
+	a.registry.MustRegister(a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
 	if err := a.apply(file); err != nil {
 		return nil, err
 	}
@@ -192,6 +197,8 @@ func (a *App) apply(file *config.File) error {
 		}
 		return fmt.Errorf("%s: %w", step.name, err)
 	}
+	a.cache.Apply(file.Cache)
+	a.preload.Apply(file.Preload)
 	a.governor.Apply(file.Admission)
 	a.gateway.Apply(gatewayConfig(file))
 	a.api.Apply(file.API)
@@ -250,7 +257,7 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 	// Everything but the listener for clients outlives the drain.
 	back, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	failed := make(chan error, 8)
+	failed := make(chan error, 16)
 	var wg sync.WaitGroup
 	run := func(name string, f func(context.Context) error) {
 		wg.Go(func() {
@@ -264,6 +271,9 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 	run("usage", a.recorder.Run)
 	run("emergency", a.emergency.Run)
 	run("admission", a.governor.Run)
+	run("cache", a.cache.Run)
+	run("preload", a.preload.Run)
+	run("gateway", a.gateway.Run)
 	run("telemetry", a.tracing.Run)
 	run("admin", func(ctx context.Context) error { return a.admin.Run(ctx, l.Admin) })
 	run("fleet", a.runSources)

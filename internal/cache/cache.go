@@ -45,10 +45,19 @@ type Named struct {
 type Parts struct {
 	Memory Level   // its Get neither waits nor fails
 	Slower []Named // in the order in which they are asked
-	// Asked is told of every request whose answer may be kept, on the request's own
-	// goroutine; nil is nobody. It must not keep the request.
-	Asked func(key [32]byte, req *inference.Request, now time.Time, hit bool)
+	// Asked is told of every look-up for a client whose answer can be asked for again
+	// without the client's own credentials, on the request's goroutine; nil is nobody.
+	Asked func(Asked)
 	Log   *slog.Logger
+}
+
+// Asked is one look-up.
+type Asked struct {
+	Key     Key
+	Request *inference.Request // valid during the call only
+	At      time.Time
+	Hit     bool
+	Tokens  int64 // of the answer that is kept, prompt included; 0 is not known
 }
 
 // Cache finds and keeps answers. It is safe for concurrent use.
@@ -121,9 +130,7 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 		h.peek(now)
 	}
 	hit := h.found != nil && now.Before(h.found.Expires)
-	if c.parts.Asked != nil {
-		c.parts.Asked(h.key, req, now, hit)
-	}
+	h.tell(now, hit)
 	if hit {
 		c.count.memoryHits.Add(1)
 		h.hit(now)
@@ -131,6 +138,18 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 		c.count.memoryMisses.Add(1)
 	}
 	return h
+}
+
+// tell reports the look-up.
+func (h *Handle) tell(now time.Time, hit bool) {
+	if h.c.parts.Asked == nil || h.req.Class == inference.Idle || h.scope != scopeShared && h.scope != scopeTenant+h.req.Tenant {
+		return
+	}
+	a := Asked{Key: h.key, Request: h.req, At: now, Hit: hit}
+	if h.found != nil {
+		a.Tokens = h.found.Answer.Usage.PromptTokens + h.found.Answer.Usage.CompletionTokens
+	}
+	h.c.parts.Asked(a)
 }
 
 // peek asks the memory.

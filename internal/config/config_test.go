@@ -57,7 +57,7 @@ func mistakes(t *testing.T, text string) config.Mistakes {
 func TestDefaults(t *testing.T) {
 	f, d := parse(t, fleet), config.Default()
 	for name, pair := range map[string][2]any{
-		"api": {f.API, d.API}, "admin": {f.Admin, d.Admin}, "identity": {f.Identity, d.Identity}, "route": {f.Route, d.Route}, "admission": {f.Admission, d.Admission},
+		"api": {f.API, d.API}, "admin": {f.Admin, d.Admin}, "identity": {f.Identity, d.Identity}, "route": {f.Route, d.Route}, "cache": {f.Cache, d.Cache}, "preload": {f.Preload, d.Preload}, "admission": {f.Admission, d.Admission},
 		"gateway": {f.Gateway, d.Gateway}, "usage": {f.Usage, d.Usage}, "telemetry": {f.Telemetry, d.Telemetry}, "store": {f.Store, d.Store},
 	} {
 		if diff := cmp.Diff(pair[1], pair[0]); diff != "" {
@@ -225,7 +225,7 @@ func TestMistakesOfForm(t *testing.T) {
 		"empty":             {"", []string{"fleet.regions: at least one region"}},
 		"comments only":     {"# nothing\n", []string{"fleet.regions: at least one region"}},
 		"no regions":        {"api:\n  listen: :1\n", []string{"at least one region"}},
-		"unknown section":   {fleet + "apu: 1\n", []string{`f.yaml:8: apu: unknown key "apu"; known are admin, admission, api, fleet, gateway, identity, route, store, telemetry, usage`}},
+		"unknown section":   {fleet + "apu: 1\n", []string{`f.yaml:8: apu: unknown key "apu"; known are admin, admission, api, cache, fleet, gateway, identity, preload, route, store, telemetry, usage`}},
 		"unknown key":       {fleet + "gateway:\n  retry:\n    attempt: 3\n", []string{`f.yaml:10: gateway.retry.attempt: unknown key "attempt"; known are attempts,`}},
 		"unknown in a list": {strings.Replace(fleet, "- name: gpu", "- name: gpu\n          wieght: 2", 1), []string{`f.yaml:7: fleet.regions[0].pools[0].wieght: unknown key "wieght"; known are affinity, backup,`}},
 		"unknown inline":    {strings.Replace(fleet, "- name: eu", "- name: eu\n      polcy: random", 1), []string{`f.yaml:5: fleet.regions[0].polcy: unknown key "polcy"`}},
@@ -470,7 +470,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", path, strings.Join(got[path], " "), want)
 		}
 	}
-	for _, section := range []string{"api", "admin", "identity", "route", "admission", "gateway", "usage", "telemetry", "store", "fleet"} {
+	for _, section := range []string{"api", "admin", "identity", "route", "cache", "preload", "admission", "gateway", "usage", "telemetry", "store", "fleet"} {
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(got)), func(k string) bool { return strings.HasPrefix(k, section+".") }) {
 			t.Errorf("nothing is said of %s", section)
 		}

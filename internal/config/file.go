@@ -15,6 +15,7 @@ import (
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/api"
+	"github.com/spillway/spillway/internal/cache"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/fleet/dns"
 	"github.com/spillway/spillway/internal/fleet/file"
@@ -22,6 +23,7 @@ import (
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/store"
 	"github.com/spillway/spillway/internal/telemetry"
@@ -39,6 +41,10 @@ type File struct {
 	Identity identity.Config `yaml:"identity"`
 	// How a region is chosen, fallbacks and session cookies.
 	Route route.Config `yaml:"route"`
+	// Answers that are kept and given again: levels, times, rules.
+	Cache cache.Config `yaml:"cache"`
+	// Popular answers, refreshed before they are asked for.
+	Preload preload.Config `yaml:"preload"`
 	// Overload control: learned limits, queues, classes, tickets, brownout.
 	Admission admission.Config `yaml:"admission"`
 	// Time-outs, retries, hedging and keep-alives.
@@ -194,7 +200,8 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 // Default is the configuration of an empty file.
 func Default() *File {
 	return &File{
-		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(), Admission: admission.Default(),
+		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(),
+		Cache: cache.Default(), Preload: preload.Default(), Admission: admission.Default(),
 		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(), Store: store.Default(),
 		doc: &document{env: map[string]string{}},
 	}
@@ -262,6 +269,8 @@ func (f *File) validate() Mistakes {
 	section("admin", f.Admin.Validate())
 	section("identity", f.Identity.Validate())
 	section("route", f.Route.Validate())
+	section("cache", f.Cache.Validate())
+	section("preload", f.Preload.Validate())
 	section("admission", f.Admission.Validate())
 	section("gateway", f.Gateway.Validate())
 	section("usage", f.Usage.Validate())
