@@ -33,7 +33,7 @@ ok or MISSED. The exit status is 1 when a requirement was missed.`,
 	for _, s := range bench.Scenarios() {
 		c.AddCommand(newScenario(env, s))
 	}
-	c.AddCommand(newOverload(env))
+	c.AddCommand(newOverload(env), newHeadline(env), newBenchCache(env))
 	c.AddCommand(&cobra.Command{
 		Use:     "list",
 		Short:   "List the scenarios",
@@ -43,6 +43,9 @@ ok or MISSED. The exit status is 1 when a requirement was missed.`,
 				if _, err := fmt.Fprintf(env.Stdout, "%-8s  %s\n", s.Name, s.About); err != nil {
 					return err
 				}
+			}
+			if _, err := fmt.Fprintf(env.Stdout, "%-8s  %s\n%-8s  %s\n", headlineName, headlineAbout, cacheName, cacheAbout); err != nil {
+				return err
 			}
 			return listOverload(env)
 		},

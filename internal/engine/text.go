@@ -37,5 +37,12 @@ func (t text) appendRange(dst []byte, from, to int) []byte {
 	return dst
 }
 
+// Answer is what the engine answers, in its given length, to a chat of one message of a user: what a load generator
+// checks an answer against.
+func Answer(content []byte, tokens int) []byte {
+	prompt := append(append([]byte("user\n"), content...), '\n')
+	return newText(prompt).appendRange(nil, 0, tokens)
+}
+
 // length is the answer's natural length in tokens, for requests that name none: 16 to 271.
 func (t text) length() int { return 16 + int(t.number(-1)%256) }

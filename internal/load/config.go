@@ -127,6 +127,21 @@ type Request struct {
 	IncludeUsage bool `yaml:"include_usage"`
 	// Repeat is the share of requests that send a recent prompt again, 0 to 1.
 	Repeat float64 `yaml:"repeat"`
+	// Popular makes a share of the requests ask popular questions.
+	Popular Popular `yaml:"popular"`
+	// Temperature is sent with every request; below 0 none is.
+	Temperature float64 `yaml:"temperature"`
+}
+
+// Popular is a set of questions that are asked again and again, the first of them
+// most often: question k with a probability proportional to k^-skew (Zipf's law).
+type Popular struct {
+	// Share is the share of the requests that ask one of them, 0 to 1; the rest are asked once.
+	Share float64 `yaml:"share"`
+	// Questions is their number.
+	Questions int `yaml:"questions"`
+	// Skew is the exponent of the law; 0 makes all equal.
+	Skew float64 `yaml:"skew"`
 }
 
 // Class is a share of the requests with its urgency.
@@ -194,7 +209,7 @@ func Default() Config {
 			Arrivals: Poisson,
 			Trace:    Trace{Speed: 1, RateScale: 1, Sessions: 16, ThinkCap: 10 * time.Second},
 		},
-		Request: Request{PromptTokens: 256, OutputTokens: 128, Lengths: Fixed, MaxTokens: 4096, Streamed: 1},
+		Request: Request{PromptTokens: 256, OutputTokens: 128, Lengths: Fixed, MaxTokens: 4096, Streamed: 1, Temperature: -1},
 		Client: Client{
 			Timeout:        600 * time.Second,
 			ConnectTimeout: 5 * time.Second,

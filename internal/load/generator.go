@@ -282,6 +282,7 @@ func (c Config) notes() []string {
 	add(f == ServeGen, "requests are drawn from fitted laws, rates times %g", t.RateScale)
 	add(f == AgentSessions, "closed loop: %d concurrent sessions, think time counts from the previous answer, capped at %s (0 means as recorded)", t.Sessions, t.ThinkCap)
 	add(c.Request.Repeat > 0, "%g of the requests repeat one of the last %d prompts", c.Request.Repeat, recent)
+	add(c.Request.Popular.Share > 0, "%g of the requests ask one of %d popular questions by Zipf's law with exponent %g", c.Request.Popular.Share, c.Request.Popular.Questions, c.Request.Popular.Skew)
 	add(c.Request.MaxPromptTokens > 0, "prompts are cut at %d tokens", c.Request.MaxPromptTokens)
 	add(t.Path != "", "answers are cut at max_tokens %d", c.Request.MaxTokens)
 	add(c.Client.Retries > 0, "clients retry up to %d times like the official SDKs", c.Client.Retries)

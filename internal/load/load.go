@@ -52,6 +52,10 @@ type Options struct {
 	// Outcome is told how every attempt ended, from the goroutine that sent it:
 	// it is called concurrently and must not block. nil is told nothing.
 	Outcome func(Outcome)
+	// Judge says whether a whole answer in one piece is the right one for a prompt and
+	// a length in tokens; a wrong one ends its attempt as wrong_answer. It is called
+	// concurrently and must not keep its arguments. nil takes every answer.
+	Judge func(prompt []byte, output int, answer []byte) bool
 	// FS holds the trace files when it is set (an embedded excerpt, say);
 	// paths are then slash-separated and relative to it.
 	FS fs.FS

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/url"
 	"slices"
@@ -43,6 +44,7 @@ type planner struct {
 	tenants map[string]int
 	draws   *rand.Rand
 	past    []job
+	popular []float64 // cumulative shares of the popular questions
 }
 
 func newPlanner(cfg Config, surface inference.Surface) *planner {
@@ -56,6 +58,9 @@ func newPlanner(cfg Config, surface inference.Surface) *planner {
 	}
 	for i, t := range cfg.Tenants {
 		p.tenants[t.Name] = i
+	}
+	if cfg.Request.Popular.Share > 0 {
+		p.popular = zipf(cfg.Request.Popular)
 	}
 	f, err := cfg.Schedule.Trace.format()
 	p.local = err == nil && f == AgentSessions
@@ -91,8 +96,30 @@ func (p *planner) plan(a arrival, seq uint64) job {
 	if p.cfg.Request.Repeat > 0 {
 		p.repeat(&j)
 	}
+	if p.popular != nil && p.draws.Float64() < p.cfg.Request.Popular.Share {
+		rank, _ := slices.BinarySearch(p.popular, p.draws.Float64())
+		j.prompt.salt, j.prompt.unique = mix(p.salt, popularSalt), uint64(rank) // the same in every pass
+	}
 	p.identify(&j)
 	return j
+}
+
+// popularSalt tells the popular questions from those that are asked once.
+const popularSalt = 0x9091a5
+
+// zipf is the cumulative distribution of Zipf's law over the questions.
+func zipf(p Popular) []float64 {
+	sums := make([]float64, p.Questions)
+	sum := 0.0
+	for k := range sums {
+		sum += math.Pow(float64(k+1), -p.Skew)
+		sums[k] = sum
+	}
+	for k := range sums {
+		sums[k] /= sum
+	}
+	sums[len(sums)-1] = 1
+	return sums
 }
 
 // repeat replaces the prompt by a recent one, at the configured share.

@@ -107,6 +107,9 @@ func newBodyForm(s inference.Surface, model string, r Request) bodyForm {
 	f.head = append(f.head, ',')
 	f.head = append(f.head, open...)
 	f.tail = []byte(end)
+	if r.Temperature >= 0 && s != inference.Embeddings {
+		f.tail = strconv.AppendFloat(append(f.tail, `,"temperature":`...), r.Temperature, 'g', -1, 64)
+	}
 	if limit != "" {
 		f.tail = append(f.tail, ',')
 		f.tail = strconv.AppendInt(append(f.tail, limit...), int64(r.MaxTokens), 10)

@@ -9,15 +9,16 @@ import (
 
 // Codes that the generator gives to outcomes that the server did not name.
 const (
-	codeConnect   = "connect"   // no connection
-	codeReset     = "reset"     // connection lost before the answer began
-	codeCut       = "cut"       // connection lost inside the answer, without an error frame
-	codeTimeout   = "timeout"   // the client's time is over
-	codeNotSent   = "not_sent"  // the bound on requests in flight was reached
-	codeBadAnswer = "malformed" // not the answer of an OpenAI-compatible server
-	codeCanceled  = "canceled"  // the run was ended from outside
-	codeUndrained = "undrained" // still open when the time to drain was over
-	codeOther     = "other"     // codes beyond the bound on distinct ones
+	codeConnect   = "connect"      // no connection
+	codeReset     = "reset"        // connection lost before the answer began
+	codeCut       = "cut"          // connection lost inside the answer, without an error frame
+	codeTimeout   = "timeout"      // the client's time is over
+	codeNotSent   = "not_sent"     // the bound on requests in flight was reached
+	codeWrong     = "wrong_answer" // whole, and not the one that it should be
+	codeBadAnswer = "malformed"    // not the answer of an OpenAI-compatible server
+	codeCanceled  = "canceled"     // the run was ended from outside
+	codeUndrained = "undrained"    // still open when the time to drain was over
+	codeOther     = "other"        // codes beyond the bound on distinct ones
 )
 
 // maxCodes bounds the distinct error codes of a run: servers name them.

@@ -202,7 +202,7 @@ func (g *Generator) answer(st *state, h head, j job, ep *endpoint) result {
 		return g.stream(st, in)
 	}
 	st.out.streamed = false
-	return g.whole(st)
+	return g.whole(st, j)
 }
 
 // refusal reads an error status with its body.
@@ -219,7 +219,7 @@ func (g *Generator) refusal(st *state, h head) result {
 
 // whole reads an answer in one piece. SDKs read it within the attempt, so a
 // lost connection is tried again.
-func (g *Generator) whole(st *state) result {
+func (g *Generator) whole(st *state, j job) result {
 	text, err := st.readAll(maxAnswer)
 	if err != nil {
 		code := lost(err)
@@ -229,6 +229,8 @@ func (g *Generator) whole(st *state) result {
 	switch {
 	case e.code != "":
 		return result{code: e.code}
+	case e.done && g.opts.Judge != nil && !g.opts.Judge(g.planner.scribe.text(nil, j.prompt), j.output, text):
+		return result{code: codeWrong}
 	case e.done:
 		st.out.tokens = e.tokens
 		return result{}

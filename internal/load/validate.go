@@ -137,11 +137,18 @@ func (r Request) validate(m *mistakes) {
 	m.check(r.Lengths == Fixed || r.Lengths == Exponential, "request.lengths", "must be %s or %s, got %q", Fixed, Exponential, r.Lengths)
 	m.share(r.Streamed, "request.streamed")
 	m.share(r.Repeat, "request.repeat")
+	m.share(r.Popular.Share, "request.popular.share")
+	m.check(r.Popular.Share == 0 || r.Popular.Questions > 0 && r.Popular.Questions <= maxQuestions, "request.popular.questions", "must be between 1 and %d, got %d", maxQuestions, r.Popular.Questions)
+	m.check(r.Popular.Skew >= 0 && r.Popular.Skew <= 10, "request.popular.skew", "must be 0 to 10, got %g", r.Popular.Skew)
+	m.check(r.Temperature <= 2, "request.temperature", "must be at most 2, got %g", r.Temperature)
 }
 
 // maxNames bounds the classes and tenants of a run: each has its own
 // histograms.
 const maxNames = 256
+
+// maxQuestions bounds the popular questions, whose law is a table.
+const maxQuestions = 10_000_000
 
 // validateMix checks classes and tenants.
 func (c Config) validateMix(m *mistakes) {
