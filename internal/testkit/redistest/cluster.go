@@ -2,6 +2,8 @@ package redistest
 
 import (
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -57,4 +59,19 @@ func (c *Cluster) Addrs() []string {
 		all = append(all, n.Addr())
 	}
 	return all
+}
+
+// StartSentinel starts a sentinel that watches a master by a name, and decides
+// alone.
+func StartSentinel(t testing.TB, name string, master *Server) *Server {
+	t.Helper()
+	host, port, _ := net.SplitHostPort(master.Addr())
+	file := filepath.Join(t.TempDir(), "sentinel.conf") // it keeps its state there
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, []string{file, "--sentinel"}, nil)
+	s.Do("SENTINEL", "MONITOR", name, host, port, "1")
+	s.Do("SENTINEL", "SET", name, "down-after-milliseconds", "500")
+	return s
 }

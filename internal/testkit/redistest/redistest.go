@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,6 +46,14 @@ type Server struct {
 // redis-server, such as "--maxmemory", "4mb", and win over what is set here.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
+	return start(t, nil, append([]string{
+		"--save", "", "--appendonly", "no", "--dir", t.TempDir(), "--repl-diskless-sync-delay", "0", "--shutdown-timeout", "0",
+	}, args...))
+}
+
+// start starts a server with arguments before and after those that every one needs.
+func start(t testing.TB, before, after []string) *Server {
+	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		testkit.Missing(t, "no redis-server on this machine: make deps installs it")
 	}
@@ -52,10 +61,7 @@ func Start(t testing.TB, args ...string) *Server {
 	for range 5 { // the port may be taken before the server has it
 		s := &Server{t: t, addr: free(t)}
 		_, port, _ := net.SplitHostPort(s.addr)
-		s.args = append([]string{
-			"--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir(),
-			"--daemonize", "no", "--loglevel", "warning", "--repl-diskless-sync-delay", "0", "--shutdown-timeout", "0",
-		}, args...)
+		s.args = slices.Concat(before, []string{"--bind", "127.0.0.1", "--port", port, "--daemonize", "no", "--loglevel", "warning"}, after)
 		if problem = s.start(); problem == nil {
 			t.Cleanup(s.Kill)
 			return s
