@@ -56,12 +56,13 @@ type State struct {
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
 
-// Parts are what a Server works with. All but Emergency are required.
+// Parts are what a Server works with. All but Emergency and Cache are required.
 type Parts struct {
 	Fleet     *fleet.Fleet
 	Metrics   prometheus.Gatherer
 	Control   Control
 	Emergency Emergency // nil: there is no such switch, and no path for it
+	Cache     Cache     // nil: there is none, and no path for it
 	Log       *slog.Logger
 }
 
@@ -152,6 +153,12 @@ func (s *Server) routes(cfg Config) *http.ServeMux {
 	if s.parts.Emergency != nil {
 		mux.HandleFunc("GET /admin/emergency", s.emergency)
 		mux.HandleFunc("POST /admin/emergency", s.switchEmergency)
+	}
+	if s.parts.Cache != nil {
+		mux.HandleFunc("GET /admin/cache", s.cacheState)
+		mux.HandleFunc("GET /admin/cache/entries/{key}", s.cacheEntries)
+		mux.HandleFunc("POST /admin/cache/purge", s.purgeCache)
+		mux.HandleFunc("POST /admin/cache/warm", s.warmCache)
 	}
 	if cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

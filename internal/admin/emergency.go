@@ -88,24 +88,33 @@ func (s *Server) switchEmergency(w http.ResponseWriter, r *http.Request) {
 // readOrder reads the body of POST /admin/emergency, of whatever content type:
 // curl names a wrong one unless it is told not to, and this is no time for that.
 func readOrder(w http.ResponseWriter, r *http.Request) (order EmergencyOrder, on bool, p *problem) {
+	body, p := readBody(w, r)
+	if p != nil {
+		return order, false, p
+	}
+	order, on, err := parseOrder(body)
+	if err != nil {
+		return order, false, &problem{http.StatusBadRequest, codeInvalidRequest, err.Error()}
+	}
+	order.From = r.RemoteAddr
+	return order, on, nil
+}
+
+// readBody reads the body of an order.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(orderTimeout)) // not in tests without a connection
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxOrder))
 	if err != nil {
 		_, large := errors.AsType[*http.MaxBytesError](err)
 		switch {
 		case large:
-			return order, false, &problem{http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", maxOrder)}
+			return nil, &problem{http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", maxOrder)}
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return order, false, &problem{http.StatusRequestTimeout, codeTimeout, fmt.Sprintf("the body did not arrive within %v", orderTimeout)}
+			return nil, &problem{http.StatusRequestTimeout, codeTimeout, fmt.Sprintf("the body did not arrive within %v", orderTimeout)}
 		}
-		return order, false, &problem{http.StatusBadRequest, codeInvalidRequest, fmt.Sprintf("read the body: %v", err)}
+		return nil, &problem{http.StatusBadRequest, codeInvalidRequest, fmt.Sprintf("read the body: %v", err)}
 	}
-	order, on, err = parseOrder(body)
-	if err != nil {
-		return order, false, &problem{http.StatusBadRequest, codeInvalidRequest, err.Error()}
-	}
-	order.From = r.RemoteAddr
-	return order, on, nil
+	return body, nil
 }
 
 // parseOrder reads an order. An unknown member is a mistake: a misspelt expiry

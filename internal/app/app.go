@@ -115,7 +115,7 @@ func New(file *config.File, opts Options) (*App, error) {
 	a.gateway = gateway.New(file.Gateway, gateway.Parts{
 		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a.recorder, Cache: answers{a.cache},
 	})
-	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Log: log}
+	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Cache: operatedCache{a}, Log: log}
 	if a.admin, err = admin.New(file.Admin, parts); err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}

@@ -142,7 +142,7 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 
 // tell reports the look-up.
 func (h *Handle) tell(now time.Time, hit bool) {
-	if h.c.parts.Asked == nil || h.req.Class == inference.Idle || h.scope != scopeShared && h.scope != scopeTenant+h.req.Tenant {
+	if h.c.parts.Asked == nil || h.req.Class == inference.Idle || h.scope != SharedScope && h.scope != TenantScope(h.req.Tenant) {
 		return
 	}
 	a := Asked{Key: h.key, Request: h.req, At: now, Hit: hit}

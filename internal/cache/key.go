@@ -13,24 +13,21 @@ import (
 	"github.com/spillway/spillway/internal/wire"
 )
 
-// Scopes of entries, as they are written in Entry.Scope.
-const (
-	scopeShared = "shared"
-	scopeTenant = "tenant:"
-)
+// SharedScope is the Entry.Scope of answers that tenants share.
+const SharedScope = "shared"
 
-// nobody is the tenant of requests without a key.
-const nobody = "anonymous"
+// TenantScope is the Entry.Scope of a tenant's own answers.
+func TenantScope(tenant string) string { return "tenant:" + tenant }
 
 // ScopeOf returns whose answers a request may get and whose its own becomes: its
 // tenant's alone, or everybody's where a rule shares. Where there are no tenants,
 // credentials that are passed on to the servers tell clients apart.
 func ScopeOf(req *inference.Request, shared bool) string {
 	if shared {
-		return scopeShared
+		return SharedScope
 	}
-	scope := scopeTenant + req.Tenant
-	if req.Tenant != nobody {
+	scope := TenantScope(req.Tenant)
+	if req.Tenant != inference.Anonymous {
 		return scope
 	}
 	h := sha256.New()

@@ -7,41 +7,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"os/user"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"github.com/spillway/spillway/internal/admin"
 )
-
-// What the admin listener is asked with.
-const (
-	adminTokenEnv = "SPILLWAY_ADMIN_TOKEN"
-	adminTimeout  = 15 * time.Second // behind the gateway's own for a body
-	maxAnswer     = 1 << 20          // bytes
-	maxComplaint  = 300              // bytes of it in a message
-)
-
-// operator is how the admin listener of a running gateway is reached.
-type operator struct {
-	env      Env
-	url      string
-	tokenEnv string
-	json     bool
-}
-
-// flags adds the flags that every command has that talks to a running gateway.
-func (o *operator) flags(c *cobra.Command) {
-	f := c.Flags()
-	f.StringVar(&o.url, "admin", "http://"+admin.Default().Listen, "base `URL` of the gateway's admin listener")
-	f.StringVar(&o.tokenEnv, "token-env", adminTokenEnv, "environment `variable` that holds the admin token, where one is needed")
-	f.BoolVar(&o.json, "json", false, "print the answer as JSON")
-}
 
 // newEmergency is the command `emergency`, with one subcommand for each thing to
 // do with the switch.
@@ -158,72 +132,17 @@ func (o *operator) order(ctx context.Context, order map[string]string) error {
 
 // ask asks /admin/emergency and prints the state that comes back.
 func (o *operator) ask(ctx context.Context, method string, body []byte) error {
-	base, err := url.Parse(o.url)
-	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.RawQuery != "" {
-		return fmt.Errorf("%w: --admin: want a URL as %s, got %q", errUsage, "http://"+admin.Default().Listen, o.url)
-	}
-	status, answer, err := o.send(ctx, method, base.JoinPath("admin", "emergency").String(), body)
-	if err != nil {
-		return fmt.Errorf("%w; is the gateway up, and is this its admin listener?", err)
-	}
-	var state admin.EmergencyState
-	switch {
-	case status == http.StatusOK && json.Unmarshal(answer, &state) == nil && state.Profile.Brownout != "": // and not somebody else's {}
-		return o.print(state)
-	case status == http.StatusBadRequest:
-		return fmt.Errorf("%w: %s", errUsage, complaint(answer))
-	case status == http.StatusUnauthorized:
-		return fmt.Errorf("%s: %s; this command takes the token from %s", o.url, complaint(answer), o.tokenEnv)
-	case status == http.StatusNotFound:
-		return fmt.Errorf("%s has no emergency switch: give the address of a gateway's admin listener with --admin", o.url)
-	}
-	return fmt.Errorf("%s: status %d: %s", o.url, status, complaint(answer))
-}
-
-// send sends one request on a connection of its own.
-func (o *operator) send(ctx context.Context, method, to string, body []byte) (status int, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, to, bytes.NewReader(body))
+	status, answer, err := o.call(ctx, method, "emergency", bytes.NewReader(body))
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
-	req.Header.Set("Content-Type", "application/json")
-	if token := strings.TrimSpace(os.Getenv(o.tokenEnv)); token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
+	var state admin.EmergencyState
+	if status == http.StatusOK && json.Unmarshal(answer, &state) == nil && state.Profile.Brownout != "" { // and not somebody else's {}
+		return o.print(state)
 	}
-	client := &http.Client{
-		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token is for one host
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	return resp.StatusCode, answer, err
-}
-
-// complaint is what an answer says is wrong: the message of an error, or the
-// beginning of what somebody else's server said.
-func complaint(answer []byte) string {
-	var v struct{ Error struct{ Message string } }
-	text := string(answer)
-	if json.Unmarshal(answer, &v) == nil && v.Error.Message != "" {
-		text = v.Error.Message
-	}
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, text)
-	text = strings.TrimSpace(text)
-	if len(text) > maxComplaint {
-		text = strings.ToValidUTF8(text[:maxComplaint], "") + "..."
-	}
-	return text
+	return o.refusal(status, answer, "emergency switch")
 }
 
 // print prints a state.

@@ -26,7 +26,7 @@ import (
 )
 
 // Anonymous is the tenant of every request when there is no keys file.
-const Anonymous = "anonymous"
+const Anonymous = inference.Anonymous
 
 // owner is whom a key belongs to.
 type owner struct {

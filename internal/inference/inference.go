@@ -168,6 +168,9 @@ type Fields struct {
 	MaxTokensAt [3]Span
 }
 
+// Anonymous is the tenant of requests where there are no keys.
+const Anonymous = "anonymous"
+
 // Request is one client request as Spillway understood it. It is built once by
 // api and never changed afterwards, so it may be read from any goroutine. Body
 // belongs to the request until its last reader is done with it.
@@ -176,7 +179,7 @@ type Request struct {
 	Surface  Surface
 	Received time.Time     // when the head had been read
 	Deadline time.Time     // when the whole answer must be finished
-	Tenant   string        // "anonymous" without a keys file
+	Tenant   string        // Anonymous without a keys file
 	Class    Class         // after identity and the client's own lowering
 	ClientIP netip.Addr    // after the trusted-proxy rules; may be invalid
 	Header   http.Header   // the client's header fields, read-only
