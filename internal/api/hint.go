@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spillway/spillway/internal/inference"
@@ -15,6 +16,7 @@ const (
 	timeoutField      = "X-Request-Timeout"
 	degradeField      = "X-Spillway-Degrade"
 	ticketField       = "X-Retry-Ticket"
+	cacheControlField = "Cache-Control"
 	retryCountField   = "X-Stainless-Retry-Count"
 	nodeTimeoutField  = "X-Stainless-Timeout"
 	readTimeoutField  = "X-Stainless-Read-Timeout"
@@ -56,6 +58,32 @@ func readHints(req *inference.Request, timeout time.Duration) {
 	if v := h[degradeField]; len(v) == 1 {
 		req.DegradeOK = v[0] == "ok"
 	}
+	if v := h[cacheControlField]; len(v) > 0 {
+		req.Cache = cacheControl(v)
+	}
+}
+
+// cacheControl reads what a client says about kept answers (RFC 9111 section
+// 5.2.1). What is not known, or not well-formed, says nothing.
+func cacheControl(values []string) (c inference.CacheControl) {
+	for _, line := range values {
+		for part := range strings.SplitSeq(line, ",") {
+			name, arg, _ := strings.Cut(strings.TrimSpace(part), "=")
+			switch strings.ToLower(name) {
+			case "no-store":
+				c.NoStore = true
+			case "no-cache":
+				c.NoCache = true
+			case "only-if-cached":
+				c.OnlyIfCached = true
+			case "max-age":
+				if sec, err := strconv.ParseUint(strings.Trim(arg, `"`), 10, 31); err == nil {
+					c.MaxAge, c.HasMaxAge = time.Duration(sec)*time.Second, true
+				}
+			}
+		}
+	}
+	return c
 }
 
 // clientTimeout is the time-out that a client asks for, in seconds in
