@@ -38,6 +38,8 @@ import (
 	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/store"
+	"github.com/spillway/spillway/internal/store/redis"
+	"github.com/spillway/spillway/internal/store/sql"
 	"github.com/spillway/spillway/internal/telemetry"
 	"github.com/spillway/spillway/internal/upstream"
 	"github.com/spillway/spillway/internal/usage"
@@ -63,6 +65,8 @@ type App struct {
 	router    *route.Router
 	upstream  *upstream.Client
 	health    *health.Monitor
+	redis     *redis.Client // nil: none is configured
+	databases *sql.Store    // nil: nothing needs one
 	cache     *cache.Cache
 	preload   *preload.Preloader
 	gateway   *gateway.Gateway
@@ -103,7 +107,7 @@ func New(file *config.File, opts Options) (*App, error) {
 	if a.tracing, err = telemetry.NewTracing(file.Telemetry.Traces, opts.Version, a.registry, log); err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
-	keep, err := store.Open(file.Store)
+	keep, err := store.Open(file.Store.Config)
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -111,7 +115,9 @@ func New(file *config.File, opts Options) (*App, error) {
 		return nil, fmt.Errorf("admission: %w", err)
 	}
 	a.governor = admission.New(file.Admission, a.fleet, a.emergency, log)
-	a.buildCache(file)
+	if err := a.buildCache(file, keep.Directory()); err != nil {
+		return nil, err
+	}
 	a.gateway = gateway.New(file.Gateway, gateway.Parts{
 		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a.recorder, Cache: answers{a.cache},
 	})
@@ -131,6 +137,9 @@ func New(file *config.File, opts Options) (*App, error) {
 		Tracing:  a.tracing,
 		Log:      log,
 	})
+	if a.databases != nil {
+		a.registry.MustRegister(databaseStats{a.databases})
+	}
 	a.registry.MustRegister(a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
 	if err := a.apply(file); err != nil {
 		return nil, err
@@ -266,6 +275,7 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 			}
 		})
 	}
+	closeStores := a.runStores(context.WithoutCancel(ctx), failed)
 	run("upstream", a.upstream.Run)
 	run("health", a.health.Run)
 	run("usage", a.recorder.Run)
@@ -295,6 +305,7 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 	}
 	stop()
 	wg.Wait()
+	closeStores()
 	return err
 }
 

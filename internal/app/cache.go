@@ -2,28 +2,61 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/spillway/spillway/internal/cache"
 	"github.com/spillway/spillway/internal/cache/memory"
+	"github.com/spillway/spillway/internal/cache/redis"
+	"github.com/spillway/spillway/internal/cache/sql"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/gateway"
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/preload"
+	storeredis "github.com/spillway/spillway/internal/store/redis"
+	storesql "github.com/spillway/spillway/internal/store/sql"
 )
 
 // buildCache makes the levels that the configuration names, and what fills them
-// ahead of demand.
-func (a *App) buildCache(file *config.File) {
+// ahead of demand. dir is where SQLite keeps its file; "" is nowhere.
+func (a *App) buildCache(file *config.File, dir string) error {
+	slower, err := a.buildLevels(file, dir)
+	if err != nil {
+		return err
+	}
 	a.preload = preload.New(file.Preload, preload.Parts{Runner: ahead{a}, Freshness: ahead{a}, Log: a.log.Logger})
 	a.cache = cache.New(file.Cache, cache.Parts{
 		Memory: memory.New(int64(file.Cache.Memory.Size), nil),
+		Slower: slower,
 		Asked: func(q cache.Asked) {
 			a.preload.Observe(preload.Asked{Key: q.Key, Request: q.Request, At: q.At, Hit: q.Hit, Tokens: q.Tokens})
 		},
 		Log: a.log.Logger,
 	})
+	return nil
+}
+
+// buildLevels makes the slower levels.
+func (a *App) buildLevels(file *config.File, dir string) (levels []cache.Named, err error) {
+	if c := file.Cache.Redis; c.Enabled && file.Store.Redis.Enabled() {
+		if a.redis, err = storeredis.New(file.Store.Redis, a.log.Logger); err != nil {
+			return nil, fmt.Errorf("store: redis: %w", err)
+		}
+		levels = append(levels, cache.Named{Name: "redis", Level: redis.New(a.redis, c)})
+	}
+	c := file.Cache.SQL
+	switch {
+	case !c.Enabled:
+	case len(file.Store.SQL.Databases) == 0 && dir == "":
+		a.log.Warn("there is no directory for the cache's database: set store.directory, or cache.sql.enabled to false", "component", "cache")
+	default:
+		if a.databases, err = storesql.Open(file.Store.SQL, dir, a.log.Logger, sql.Migrations()); err != nil {
+			return nil, fmt.Errorf("store: sql: %w", err)
+		}
+		levels = append(levels, cache.Named{Name: "sql", Level: sql.New(a.databases, c)})
+	}
+	return levels, nil
 }
 
 // answers adapts the cache to what the gateway calls.

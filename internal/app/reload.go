@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -125,6 +126,12 @@ func restartKeys(old, now *config.File) (changed []string) {
 		"api.max_header":       old.API.MaxHeader != now.API.MaxHeader,
 		"admin.listen":         old.Admin.Listen != now.Admin.Listen,
 		"store.directory":      old.Store.Directory != now.Store.Directory,
+		"store.sql":            !reflect.DeepEqual(old.Store.SQL, now.Store.SQL),
+		"store.redis":          !reflect.DeepEqual(old.Store.Redis, now.Store.Redis),
+		"cache.memory":         old.Cache.Memory != now.Cache.Memory,
+		"cache.redis":          old.Cache.Redis != now.Cache.Redis,
+		"cache.sql":            old.Cache.SQL != now.Cache.SQL,
+		"cache.fill":           old.Cache.Fill.Queue != now.Cache.Fill.Queue || old.Cache.Fill.Bytes != now.Cache.Fill.Bytes,
 		"telemetry.log.format": old.Telemetry.Log.Format != now.Telemetry.Log.Format,
 	} {
 		if differs {

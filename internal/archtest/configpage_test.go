@@ -11,12 +11,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spillway/spillway/internal/cache"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/fleet/dns"
 	"github.com/spillway/spillway/internal/fleet/file"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/route"
+	"github.com/spillway/spillway/internal/store/sql"
 	"github.com/spillway/spillway/internal/upstream"
 )
 
@@ -90,6 +92,9 @@ var elements = map[reflect.Type]any{
 	reflect.TypeFor[file.Config]():     file.Default(),
 	reflect.TypeFor[dns.Config]():      dns.Default(),
 	reflect.TypeFor[health.Rule]():     health.Rule{},
+	reflect.TypeFor[cache.Rule]():      cache.Rule{},
+
+	reflect.TypeFor[sql.DatabaseConfig](): sql.DatabaseConfig{},
 }
 
 // configPages makes one page for each section, and for the sections of a pool

@@ -25,7 +25,6 @@ import (
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
-	"github.com/spillway/spillway/internal/store"
 	"github.com/spillway/spillway/internal/telemetry"
 	"github.com/spillway/spillway/internal/upstream"
 	"github.com/spillway/spillway/internal/usage"
@@ -54,7 +53,7 @@ type File struct {
 	// Logs and traces.
 	Telemetry telemetry.Config `yaml:"telemetry"`
 	// What must survive a restart.
-	Store store.Config `yaml:"store"`
+	Store Store `yaml:"store"`
 	// Regions, pools and instances.
 	Fleet Fleet `yaml:"fleet"`
 
@@ -202,7 +201,7 @@ func Default() *File {
 	return &File{
 		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(),
 		Cache: cache.Default(), Preload: preload.Default(), Admission: admission.Default(),
-		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(), Store: store.Default(),
+		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(), Store: defaultStore(),
 		doc: &document{env: map[string]string{}},
 	}
 }

@@ -1,0 +1,96 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/spillway/spillway/internal/store/sql"
+)
+
+// runStores opens the connections to what keeps things, until the function that it
+// returns is called: they outlive those that write to them.
+func (a *App) runStores(ctx context.Context, failed chan<- error) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	run := func(name string, f func(context.Context) error) {
+		wg.Go(func() {
+			if err := f(ctx); err != nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+			}
+		})
+	}
+	if a.databases != nil {
+		run("store.sql", a.databases.Run)
+	}
+	if a.redis != nil {
+		run("store.redis", a.redis.Run)
+	}
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// databaseStats shows how the connections to databases are.
+type databaseStats struct{ *sql.Store }
+
+// databaseDescs names the metrics of databases, by the address without secrets and
+// the role: primary, replica, or reader and writer of SQLite.
+type databaseDescs struct {
+	connections, waits, waited, queue, faults, usable, lag *prometheus.Desc
+}
+
+// newDatabaseDescs builds the names.
+func newDatabaseDescs() databaseDescs {
+	d := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("spillway_store_sql_"+name, help, append([]string{"database", "role"}, labels...), nil)
+	}
+	return databaseDescs{
+		connections: d("connections", "Connections by state.", "state"),
+		waits:       d("waits_total", "Work that waited for a connection."),
+		waited:      d("waited_seconds_total", "Time that work waited for connections."),
+		queue:       d("queue_writes", "Writes that wait or are under way; 0 of a replica."),
+		faults:      d("faults_total", "Failures by kind.", "kind"),
+		usable:      d("usable", "1 while the database can be used: its tables are there, and of a replica that it answers and does not lag."),
+		lag:         d("lag_seconds", "How far a replica is behind; 0 of what is no replica."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (databaseStats) Describe(ch chan<- *prometheus.Desc) {
+	d := newDatabaseDescs()
+	for _, desc := range []*prometheus.Desc{d.connections, d.waits, d.waited, d.queue, d.faults, d.usable, d.lag} {
+		ch <- desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (s databaseStats) Collect(ch chan<- prometheus.Metric) {
+	d := newDatabaseDescs()
+	for _, st := range s.Stats() {
+		value := func(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(desc, kind, v, append([]string{st.Database, st.Role}, labels...)...)
+		}
+		value(d.connections, prometheus.GaugeValue, float64(st.InUse), "in_use")
+		value(d.connections, prometheus.GaugeValue, float64(st.Idle), "idle")
+		value(d.waits, prometheus.CounterValue, float64(st.Waits))
+		value(d.waited, prometheus.CounterValue, st.Waited.Seconds())
+		value(d.usable, prometheus.GaugeValue, truth(st.Usable))
+		value(d.lag, prometheus.GaugeValue, st.Lag.Seconds())
+		value(d.queue, prometheus.GaugeValue, float64(st.Queue))
+		for kind, n := range st.Faults {
+			value(d.faults, prometheus.CounterValue, float64(n), sql.Fault(kind).String())
+		}
+	}
+}
+
+// truth is 1 or 0.
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
