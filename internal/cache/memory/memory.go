@@ -11,6 +11,10 @@
 // instant: reads do not see them from then on, and the next write or Sweep frees
 // them.
 //
+// An entry is in the window or in the larger part, never in both: whatever moves,
+// replaces or forgets one holds the window's lock, and takes no other but the
+// library's own. A hit in the larger part takes no lock.
+//
 // The package owns no goroutine. The work on the order of entries is put off and
 // done in batches by whoever writes, sweeps, or reads when a batch is full, one at a
 // time and without waiting for each other, so that with one caller and a clock of
@@ -35,9 +39,23 @@ const shares = 16
 // contexts are not looked at, since nothing here waits.
 type Level struct {
 	entries *otter.Cache[cache.Key, *cache.Entry]
+	window  window
 	clock   func() time.Time
 	most    int // size of the largest entry that is kept, in bytes
 }
+
+// The library counts how often keys were asked for in a sketch, which by default it
+// makes for the entries that it has at that moment, and makes anew, empty, whenever
+// they have become more than it was made for: with a bound in bytes it keeps losing
+// what it counted. It is made once instead, for what keys of usualSize bytes there
+// are in the level and three times as many that are not. A key takes 8 bytes of it,
+// and about as much of the hash table.
+const (
+	usualSize   = 4 << 10
+	remembered  = 4
+	mostCounted = 1 << 19
+	leastKeys   = 1 << 12
+)
 
 // New returns an empty level of at most maxBytes. The clock says when entries are
 // past their Stale instant and their memory is free again; nil means time.Now.
@@ -47,8 +65,10 @@ func New(maxBytes int64, clock func() time.Time) *Level {
 	}
 	maxBytes = max(maxBytes, 1)
 	l := &Level{clock: clock, most: int(min(maxBytes/shares, math.MaxUint32))}
+	l.window.prepare(maxBytes / windowShare)
 	l.entries = otter.Must(&otter.Options[cache.Key, *cache.Entry]{
-		MaximumWeight:    uint64(maxBytes),
+		MaximumWeight:    uint64(maxBytes - l.window.bound),
+		InitialCapacity:  int(min(max(remembered*maxBytes/usualSize, leastKeys), mostCounted)),
 		Weigher:          func(_ cache.Key, e *cache.Entry) uint32 { return uint32(e.Size()) },
 		ExpiryCalculator: otter.ExpiryWritingFunc(l.left),
 		Clock:            timer(clock),
@@ -73,25 +93,61 @@ func (t timer) NowNano() int64 { return t().UnixNano() }
 // Tick implements otter.Clock.
 func (timer) Tick(time.Duration) <-chan time.Time { return nil }
 
-// Get implements cache.Level. It does not allocate.
+// Get implements cache.Level. It does not allocate, but where an entry leaves the
+// window.
 func (l *Level) Get(_ context.Context, key cache.Key, now time.Time) (*cache.Entry, error) {
 	e, ok := l.entries.GetIfPresent(key)
+	if !ok {
+		e, ok = l.again(key)
+	}
 	if !ok || now.After(e.Stale) {
 		return nil, cache.ErrMiss
 	}
 	return e, nil
 }
 
+// again finds an entry in the window, and has it contend for a place in the larger
+// part: it was asked for again. Where it loses, it stays.
+func (l *Level) again(key cache.Key) (*cache.Entry, bool) {
+	w := &l.window
+	w.Lock()
+	defer w.Unlock()
+	e := w.get(key)
+	if e == nil {
+		return l.entries.GetIfPresent(key) // it may have moved meanwhile
+	}
+	if l.clock().After(e.Stale) {
+		w.remove(key)
+		return nil, false
+	}
+	l.entries.Set(key, e)
+	if _, ok := l.entries.GetEntryQuietly(key); ok {
+		w.remove(key)
+	}
+	return e, true
+}
+
 // Put implements cache.Level. An entry that is too large, or past its Stale instant,
 // is not kept; what it replaces is forgotten all the same.
 func (l *Level) Put(_ context.Context, entries []*cache.Entry) error {
 	now := l.clock()
+	w := &l.window
+	w.Lock()
+	defer w.Unlock()
 	for _, e := range entries {
-		if e.Size() > l.most || now.After(e.Stale) {
+		_, there := l.entries.GetEntryQuietly(e.Key)
+		switch {
+		case e.Size() > l.most || now.After(e.Stale):
 			l.entries.Invalidate(e.Key)
-			continue
+			w.remove(e.Key)
+		case there:
+			l.entries.Set(e.Key, e)
+		default:
+			w.put(e)
+			for old := w.surplus(); old != nil; old = w.surplus() {
+				l.entries.Set(old.Key, old)
+			}
 		}
-		l.entries.Set(e.Key, e)
 	}
 	return nil
 }
@@ -99,10 +155,20 @@ func (l *Level) Put(_ context.Context, entries []*cache.Entry) error {
 // Purge implements cache.Level. Without a key it looks at every entry, in a time
 // that grows with their number.
 func (l *Level) Purge(ctx context.Context, f cache.Filter) (int, error) {
+	w := &l.window
+	w.Lock()
+	defer w.Unlock()
 	if f.Key != nil {
+		if s := w.slots[*f.Key]; s != nil && f.Match(s.entry) {
+			w.remove(*f.Key)
+			return 1 + l.forget(*f.Key, f), nil
+		}
 		return l.forget(*f.Key, f), nil
 	}
-	n, looked := 0, 0
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, looked := w.forget(f.Match, time.Time{}), 0
 	for key := range l.entries.Keys() {
 		if looked++; looked%1024 == 0 && ctx.Err() != nil {
 			return n, ctx.Err()
@@ -127,29 +193,43 @@ func (l *Level) forget(key cache.Key, f cache.Filter) int {
 
 // Sweep implements cache.Level, by the level's own clock.
 func (l *Level) Sweep(context.Context, time.Time) (int, error) {
+	none := func(*cache.Entry) bool { return false }
+	l.window.Lock()
+	n := l.window.forget(none, l.clock())
+	l.window.Unlock()
 	before := l.entries.EstimatedSize()
 	l.entries.CleanUp()
-	return max(0, before-l.entries.EstimatedSize()), nil
+	return n + max(0, before-l.entries.EstimatedSize()), nil
 }
 
 // Census implements cache.Counter. Entries past their Stale instant count until they
 // are swept.
 func (l *Level) Census(context.Context) (cache.Census, error) {
-	return cache.Census{Entries: int64(l.entries.EstimatedSize()), Bytes: int64(l.entries.WeightedSize())}, nil
+	l.window.Lock()
+	defer l.window.Unlock()
+	return cache.Census{
+		Entries: int64(l.entries.EstimatedSize() + len(l.window.slots)),
+		Bytes:   int64(l.entries.WeightedSize()) + l.window.bytes,
+	}, nil
 }
 
-// Hottest returns up to n entries, the one that would be displaced last first. It
-// holds up the work on the order of entries, not their use, and takes longer the
-// greater n is.
+// Hottest returns up to n entries, the one that would be displaced last first; what
+// is in the window comes behind the others. It holds up the work on the order of
+// entries, not their use, and takes longer the greater n is.
 func (l *Level) Hottest(n int) []*cache.Entry {
-	list := make([]*cache.Entry, 0, max(0, min(n, l.entries.EstimatedSize())))
+	l.window.Lock()
+	defer l.window.Unlock()
+	list := make([]*cache.Entry, 0, max(0, min(n, l.entries.EstimatedSize()+len(l.window.slots))))
 	if n <= 0 {
 		return list
 	}
 	for e := range l.entries.Hottest() {
 		if list = append(list, e.Value); len(list) == n {
-			break
+			return list
 		}
+	}
+	for s := l.window.order.next; s != &l.window.order && len(list) < n; s = s.next {
+		list = append(list, s.entry)
 	}
 	return list
 }
