@@ -59,14 +59,14 @@ type part struct {
 
 // Bounds of single statements.
 const (
-	maxEntry     = 8 << 20 // bytes of an entry; larger ones are not kept. MariaDB takes statements of 16 MiB.
+	maxEntry     = 7 << 20 // bytes of an entry; larger ones are not kept. MariaDB takes statements of 16 MiB, in which each byte may take two.
 	maxStatement = 4 << 20 // bytes of entries in a statement of several
 	maxRows      = 64      // rows that a statement writes
 	maxDelete    = 500     // rows that a statement deletes
 	maxRounds    = 4       // of deletion in a shard, of one Sweep
 	overhead     = 150     // bytes of a row and its indexes beside the entry and the names, about
 	countEvery   = time.Minute
-	censusLife   = 2 * time.Second
+	censusLife   = time.Second
 	censusTime   = time.Second
 )
 
@@ -368,7 +368,7 @@ func (s *part) count(ctx context.Context) (n cache.Census, err error) {
 	return n, err
 }
 
-// Census implements cache.Counter. It is of this moment or two seconds old, as it
+// Census implements cache.Counter. It is of this moment or a second old, as it
 // reads an index of all rows, and takes a second at most.
 func (l *Level) Census(ctx context.Context) (cache.Census, error) {
 	l.census.Lock()

@@ -153,10 +153,9 @@ func childMigrates(dir, dsn string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	fmt.Println("ready")
-	for ; ; time.Sleep(100 * time.Microsecond) {
-		if _, err := os.Stat(filepath.Join(dir, "go")); err == nil {
-			break
-		}
+	for missing := true; missing && ctx.Err() == nil; time.Sleep(100 * time.Microsecond) {
+		_, err := os.Stat(filepath.Join(dir, "go"))
+		missing = err != nil
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
