@@ -14,10 +14,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/spillway/spillway/internal/app"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/engine"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 // description is what a prometheus.Desc says of itself.
@@ -106,8 +108,9 @@ func serving(t *testing.T) *prometheus.Registry {
 	go func() { ended <- e.Serve(ctx, upstream) }()
 	file, err := config.Parse("test.yaml", fmt.Appendf(nil, `
 usage: {access_log: "off"}
+store: {directory: %q}
 fleet: {regions: [{name: a, pools: [{name: b, instances: ["http://%s"], models: [sim], metrics: {kind: vllm, interval: 100ms}}]}]}
-`, upstream.Addr()))
+`, t.TempDir(), upstream.Addr()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +128,11 @@ fleet: {regions: [{name: a, pools: [{name: b, instances: ["http://%s"], models: 
 			}
 		}
 	})
-	ask(t, "http://"+l.API.Addr().String()+"/v1/chat/completions", fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":"hello"}],"max_tokens":3}`, engine.Default().Models[0]))
+	ask(t, "http://"+l.API.Addr().String()+"/v1/chat/completions", fmt.Sprintf(`{"model":%q,"stream":true,"temperature":0,"messages":[{"role":"user","content":"hello"}],"max_tokens":3}`, engine.Default().Models[0]))
+	testkit.Eventually(t, "the answer is in the database", func() bool {
+		families, err := a.Metrics().Gather()
+		return err == nil && slices.ContainsFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == "spillway_store_sql_usable" })
+	})
 	return a.Metrics()
 }
 
