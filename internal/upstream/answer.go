@@ -56,11 +56,10 @@ type Answer struct {
 
 // edits are what the instance is asked otherwise than the client asked.
 func (a *Answer) edits() wire.Edits {
-	knows := a.req.Surface == inference.Chat || a.req.Surface == inference.Completions // of stream_options
 	return wire.Edits{
 		Model:        a.lease.Candidate.Model,
 		Stream:       a.rebuilt != nil,
-		IncludeUsage: knows && a.pool.cfg.IncludeUsage || a.rebuilt != nil,
+		IncludeUsage: a.pool.cfg.IncludeUsage || a.rebuilt != nil,
 		MaxTokens:    a.lease.MaxTokens,
 	}
 }

@@ -21,8 +21,8 @@ var (
 const maxCalls = 1024
 
 // Assembler puts the answer together that a server would have given in one piece,
-// from the chunks of the stream that it gave instead: chat and completions with
-// one choice. Texts, lists and tool calls are joined; of every other member,
+// from the events of the stream that it gave instead. On the chat and completions
+// surfaces that is an answer with one choice: texts, lists and tool calls are joined; of every other member,
 // known or not, the last value that is not null stays. JSON strings are joined as
 // they were escaped, so nothing is decoded and encoded again. What a server
 // leaves out of its chunks because it is null or empty is not invented. It is for
@@ -34,12 +34,13 @@ type Assembler struct {
 	choice  members
 	message members // of the deltas
 	calls   []toolCall
+	blocks  []block // of an answer on the Messages surface
+	whole   []byte  // of one on the Responses surface
 	size    int
-	chosen  bool // a choice came
+	chosen  bool // a choice came, or what the surface has in its place
 }
 
-// NewAssembler returns an Assembler for an answer on the chat or completions
-// surface.
+// NewAssembler returns an Assembler for an answer on any surface but embeddings.
 func NewAssembler(surface inference.Surface) *Assembler {
 	return &Assembler{surface: surface}
 }
@@ -48,6 +49,23 @@ func NewAssembler(surface inference.Surface) *Assembler {
 // as the terminal one, are the caller's. The errors are ErrAnswerTooLarge,
 // ErrChunk and those of the tokenizer; no Add may follow one.
 func (a *Assembler) Add(data []byte) error {
+	var err error
+	switch a.surface {
+	case inference.Messages:
+		err = a.addMessages(data)
+	case inference.Responses:
+		err = a.addResponses(data)
+	default:
+		err = a.addChunk(data)
+	}
+	if err == nil && a.size > MaxAnswer {
+		err = ErrAnswerTooLarge
+	}
+	return err
+}
+
+// addChunk takes one chunk of the chat or completions surface.
+func (a *Assembler) addChunk(data []byte) error {
 	a.d = newDecoder(data)
 	defer func() {
 		a.d.done()
@@ -57,9 +75,6 @@ func (a *Assembler) Add(data []byte) error {
 		return ErrChunk
 	}
 	_, err := a.d.members(a.addTop)
-	if err == nil && a.size > MaxAnswer {
-		err = ErrAnswerTooLarge
-	}
 	return err
 }
 
@@ -229,6 +244,12 @@ func (a *Assembler) callOf(p *callPiece) *toolCall {
 func (a *Assembler) Answer() ([]byte, error) {
 	if !a.chosen {
 		return nil, ErrNoChoice
+	}
+	switch a.surface {
+	case inference.Messages:
+		return a.answerMessages()
+	case inference.Responses:
+		return a.whole, nil
 	}
 	b := append(make([]byte, 0, a.size+512), '{')
 	for i := range a.top {

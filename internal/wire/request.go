@@ -37,6 +37,7 @@ func ScanRequest(surface inference.Surface, body []byte) (inference.Fields, erro
 	}
 	f.Assemble = s.rebuild && (f.Stream || f.StreamOptionsAt.Len() == 0 || s.noOptions)
 	f.Rebuild = f.Assemble && !f.Stream
+	f.Assemble = f.Assemble || surface == inference.Messages || surface == inference.Responses
 	f.Deterministic = (s.fixed || surface == inference.Embeddings) && !s.live
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {

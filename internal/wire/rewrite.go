@@ -14,7 +14,7 @@ import (
 type Edits struct {
 	Model        string // the name to ask for; "" keeps the client's
 	Stream       bool   // ask for a stream, also where the client did not
-	IncludeUsage bool   // ask for usage at the end of a stream
+	IncludeUsage bool   // ask for usage at the end of a stream, where a surface has to be asked
 	MaxTokens    int64  // the most tokens to ask for; 0 is no bound. A client's lower number stays
 }
 
@@ -35,7 +35,8 @@ func Rewrite(segs [][]byte, req *inference.Request, e Edits) [][]byte {
 	if e.Stream && !req.Stream {
 		r.member(req.StreamAt, "stream", "true")
 	}
-	if e.IncludeUsage && (req.Stream || e.Stream) && !req.IncludeUsage {
+	asks := req.Surface == inference.Chat || req.Surface == inference.Completions // for usage, in stream_options
+	if e.IncludeUsage && asks && (req.Stream || e.Stream) && !req.IncludeUsage {
 		r.includeUsage()
 	}
 	if e.MaxTokens > 0 {
