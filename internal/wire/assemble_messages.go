@@ -29,7 +29,7 @@ func (a *Assembler) addMessages(data []byte) error {
 	if err := each(data, func(name, v []byte) error {
 		switch string(name) {
 		case `"type"`:
-			e.kind = text(v)
+			e.kind = word(v)
 		case `"index"`:
 			e.index = v
 		case `"message"`:
@@ -62,6 +62,14 @@ func (a *Assembler) addMessages(data []byte) error {
 		return nil
 	}
 	return ErrChunk
+}
+
+// word is the value of a string, and "" of anything else.
+func word(v []byte) string {
+	if v[0] != '"' {
+		return ""
+	}
+	return text(v)
 }
 
 // setAll sets the members of an object.
@@ -171,7 +179,7 @@ func (a *Assembler) addResponses(data []byte) error {
 	if err := each(data, func(name, v []byte) error {
 		switch string(name) {
 		case `"type"`:
-			kind = text(v)
+			kind = word(v)
 		case `"response"`:
 			whole = v
 		}
