@@ -483,6 +483,39 @@ func TestProcessesMigrateAtOnce(t *testing.T) {
 	steps(t, s)
 }
 
+func TestStepThatAnotherDidMeanwhileIsNotDoneAgain(t *testing.T) {
+	slow := sql.Migrations{Name: "notes", Steps: []sql.Step{
+		func(sql.Dialect) []string {
+			<-time.After(30 * time.Millisecond) // with the lock, so that the others have seen that it is not done
+			return []string{"CREATE TABLE notes_00 (id INTEGER)"}
+		},
+		func(sql.Dialect) []string { return []string{"ALTER TABLE notes_00 ADD COLUMN n BIGINT"} },
+	}}
+	for range 3 {
+		dir := t.TempDir()
+		ctx, cancel := context.WithCancel(t.Context())
+		var running, writing sync.WaitGroup
+		var last *sql.Store
+		for range 10 {
+			s, err := sql.Open(sql.Default(), dir, testkit.Discard(), slow)
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = s
+			running.Go(func() { _ = s.Run(ctx) })
+			writing.Go(func() {
+				if err := s.Shard(0).Write(ctx, func(context.Context, *sql.Conn) error { return nil }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		writing.Wait()
+		steps(t, last)
+		cancel()
+		running.Wait()
+	}
+}
+
 // steps checks that each step of the migrations is noted once.
 func steps(t *testing.T, s *sql.Store) {
 	t.Helper()
