@@ -65,7 +65,7 @@ func TestMistakesOfConfigurations(t *testing.T) {
 		"backwards":       {list(sql.DatabaseConfig{DSN: pg, Shards: "9-3"}), []string{"databases[0].shards"}},
 		"same twice":      {list(sql.DatabaseConfig{DSN: pg, Replicas: []string{"postgres://other@a:5432/x"}}), []string{"databases[0].replicas[0]: is databases[0].dsn once more"}},
 		"sqlite replica":  {list(sql.DatabaseConfig{DSN: "sqlite:a.db", Replicas: []string{"sqlite:b.db"}}), []string{"databases[0].replicas[0]: SQLite has no replicas"}},
-		"unknown scheme":  {list(sql.DatabaseConfig{DSN: "oracle://u:hunter2@a/x"}), []string{"databases[0].dsn: want an address that begins with postgres://, mysql:// or sqlite:"}},
+		"unknown scheme":  {list(sql.DatabaseConfig{DSN: "oracle://u:hunter2@a/x"}), []string{"databases[0].dsn: want an address that begins with postgres, mysql or sqlite"}},
 		"no scheme":       {list(sql.DatabaseConfig{DSN: "u:hunter2@tcp(a)/x"}), []string{"databases[0].dsn: want an address"}},
 		"no dsn":          {list(sql.DatabaseConfig{}), []string{"databases[0].dsn: want an address"}},
 		"raw password pg": {list(sql.DatabaseConfig{DSN: "postgres://u:hunter2/#?@a/x"}), []string{"databases[0].dsn: not an address of PostgreSQL"}},

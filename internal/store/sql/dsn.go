@@ -28,7 +28,7 @@ const defaultFile = "sqlite:spillway.db"
 // Errors of DSNs never quote them: a wrong one is cut in the wrong places, and any
 // piece of it may be the password.
 var (
-	errScheme   = errors.New("want an address that begins with postgres://, mysql:// or sqlite:")
+	errScheme   = errors.New("want an address that begins with postgres, mysql or sqlite and a colon")
 	errPostgres = errors.New("not an address of PostgreSQL: want postgres://user:password@host:5432/name?sslmode=..., special characters of the password percent-encoded")
 	errMySQL    = errors.New("not an address of MySQL: want mysql://user:password@host:3306/name, special characters of the password percent-encoded, or mysql://user:password@unix(/path/to/socket)/name")
 	errNoName   = errors.New("names no database behind the host")
