@@ -29,6 +29,7 @@ import (
 	"github.com/spillway/spillway/internal/admission"
 	"github.com/spillway/spillway/internal/api"
 	"github.com/spillway/spillway/internal/cache"
+	levelredis "github.com/spillway/spillway/internal/cache/redis"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/gateway"
@@ -65,8 +66,9 @@ type App struct {
 	router    *route.Router
 	upstream  *upstream.Client
 	health    *health.Monitor
-	redis     *redis.Client // nil: none is configured
-	databases *sql.Store    // nil: nothing needs one
+	redis     *redis.Client     // nil: none is configured
+	databases *sql.Store        // nil: nothing needs one
+	shared    *levelredis.Level // the cache's level in Redis; nil: none is configured
 	cache     *cache.Cache
 	preload   *preload.Preloader
 	gateway   *gateway.Gateway

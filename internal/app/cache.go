@@ -16,6 +16,7 @@ import (
 	"github.com/spillway/spillway/internal/preload"
 	storeredis "github.com/spillway/spillway/internal/store/redis"
 	storesql "github.com/spillway/spillway/internal/store/sql"
+	"github.com/spillway/spillway/internal/wire"
 )
 
 // buildCache makes the levels that the configuration names, and what fills them
@@ -25,7 +26,11 @@ func (a *App) buildCache(file *config.File, dir string) error {
 	if err != nil {
 		return err
 	}
-	a.preload = preload.New(file.Preload, preload.Parts{Runner: ahead{a}, Freshness: ahead{a}, Log: a.log.Logger})
+	parts := preload.Parts{Runner: ahead{a}, Freshness: ahead{a}, Log: a.log.Logger}
+	if a.shared != nil {
+		parts.Publish = a.publishTopics
+	}
+	a.preload = preload.New(file.Preload, parts)
 	a.cache = cache.New(file.Cache, cache.Parts{
 		Memory: memory.New(int64(file.Cache.Memory.Size), nil),
 		Slower: slower,
@@ -43,7 +48,8 @@ func (a *App) buildLevels(file *config.File, dir string) (levels []cache.Named, 
 		if a.redis, err = storeredis.New(file.Store.Redis, a.log.Logger); err != nil {
 			return nil, fmt.Errorf("store: redis: %w", err)
 		}
-		levels = append(levels, cache.Named{Name: "redis", Level: redis.New(a.redis, c)})
+		a.shared = redis.New(a.redis, c)
+		levels = append(levels, cache.Named{Name: "redis", Level: a.shared})
 	}
 	c := file.Cache.SQL
 	switch {
@@ -57,6 +63,22 @@ func (a *App) buildLevels(file *config.File, dir string) (levels []cache.Named, 
 		levels = append(levels, cache.Named{Name: "sql", Level: sql.New(a.databases, c)})
 	}
 	return levels, nil
+}
+
+// topicsTime bounds the time for writing the hot topics.
+const topicsTime = time.Second
+
+// publishTopics shows in Redis what will be asked most in the next window.
+func (a *App) publishTopics(ctx context.Context, expected []preload.Prediction) {
+	topics := make([]redis.Topic, len(expected))
+	for i, p := range expected {
+		topics[i] = redis.Topic{Model: p.Request.Model, Question: wire.Question(p.Request), Demand: p.Asks}
+	}
+	ctx, cancel := context.WithTimeout(ctx, topicsTime)
+	defer cancel()
+	if err := a.shared.Topics(ctx, topics); err != nil {
+		a.log.Debug("hot topics", "component", "preload", "err", err)
+	}
 }
 
 // answers adapts the cache to what the gateway calls.

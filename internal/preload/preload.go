@@ -84,7 +84,10 @@ type Parts struct {
 	Freshness Freshness
 	Stream    Stream       // nil: the embedded one
 	Predictor Predictor    // nil: the embedded one
-	Log       *slog.Logger // nil: none
+	// Publish is told once a window what is expected in the next one, for people and
+	// other systems to see; nil is nobody. Run waits for it.
+	Publish func(ctx context.Context, expected []Prediction)
+	Log     *slog.Logger // nil: none
 }
 
 // settings are what Apply replaces.
@@ -179,6 +182,9 @@ func (p *Preloader) Run(ctx context.Context) error {
 		}
 		p.Tick(now)
 		last = w.Start
+		if p.parts.Publish != nil {
+			p.parts.Publish(ctx, p.predictor().Predict(now, w, s.Window))
+		}
 		p.carryOut(ctx, s, p.Plan(now))
 	}
 	return nil
