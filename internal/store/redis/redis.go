@@ -13,8 +13,11 @@
 // does not connect: its few milliseconds would end before the handshake, again and
 // again, so Run connects, and looks after every server once a second.
 //
+// What is no answer of a Redis ends its connection before the library sees it.
+//
 // Run owns one goroutine for its loop and a few for each round of pings; Do one for
-// each call. All of them have ended when Run returns.
+// each call. All of them have ended when Run returns; of the library's, a few of a
+// cluster that changed sleep for 5 s more.
 package redis
 
 import (
@@ -241,11 +244,15 @@ func (c *Client) dialer(life context.Context) func(context.Context, string, *net
 		if strings.HasPrefix(addr, "/") {
 			network = "unix"
 		}
+		dial := d.DialContext
 		if encryption != nil {
-			t := tls.Dialer{NetDialer: d, Config: encryption}
-			return t.DialContext(ctx, network, addr)
+			dial = (&tls.Dialer{NetDialer: d, Config: encryption}).DialContext
 		}
-		return d.DialContext(ctx, network, addr)
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return check(conn, c.option.Sentinel.MasterSet != ""), nil
 	}
 }
 
@@ -294,7 +301,9 @@ func (c *Client) ping(ctx context.Context, r rueidis.Client) error {
 	for addr, node := range nodes {
 		for range pings {
 			wg.Go(func() {
-				if err := node.Do(ctx, node.B().Ping().Build()).Error(); err != nil {
+				// With a key, the library sends it over any of its connections.
+				command := node.B().Arbitrary("PING").Keys(c.prefix).Build()
+				if err := node.Do(ctx, command).Error(); err != nil {
 					problems <- fmt.Errorf("ping %s: %w", addr, err)
 				}
 			})

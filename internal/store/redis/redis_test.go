@@ -31,7 +31,13 @@ import (
 	"github.com/spillway/spillway/internal/testkit/redistest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// After a change of a cluster, the library has goroutines that sleep for up to 5 s
+// before they close what is no longer needed, and end.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"))
+}
 
 // quiet is a logger that keeps nothing.
 func quiet() *slog.Logger { return testkit.Discard() }
