@@ -29,8 +29,13 @@ func (f *flight) share(known Known) *inference.Record {
 		}
 		return f.refuse(inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else"))
 	}
-	for again := false; ; again = true {
-		s := f.g.sharing.board(f, known)
+	var failed *inference.Error // of the flight before
+	var old *inference.Stored   // what that one left
+	for {
+		s := f.g.sharing.board(f, known, failed != nil)
+		if s == nil {
+			return f.refuseShared(failed, old, known)
+		}
 		err := f.follow(s)
 		stored := s.leave(f)
 		switch {
@@ -38,36 +43,33 @@ func (f *flight) share(known Known) *inference.Record {
 			return f.replay(stored, known)
 		case err == nil:
 			return &f.rec
-		case !again && f.mayLead(err, s.lead):
-			plan, err := f.g.parts.Router.Plan(f.ctx, f.req) // the flight has used up the first
-			if err != nil {
-				return f.refuse(err)
+		case failed == nil && f.mayGoOn(err, s.lead):
+			plan, broken := f.g.parts.Router.Plan(f.ctx, f.req) // the flight has used up the first
+			if broken != nil {
+				return f.refuse(broken)
 			}
-			f.plan = plan
+			f.plan, failed, old = plan, err, s.stale()
 			continue
 		}
 		return f.refuseShared(err, s.stale(), known)
 	}
 }
 
-// mayLead says whether a reader whose flight failed may start another, or follow
-// one that another reader starts. An answer that was cut is tried again by whoever
+// mayGoOn says whether a reader whose flight failed may follow another, or start one
+// where no other reader has, which the retry budget has to allow as well. An answer that was cut is tried again by whoever
 // got nothing of it; what a flight could not get at all, by those alone for whom it
 // was not tried: its leader had its attempts.
-func (f *flight) mayLead(err *inference.Error, led bool) bool {
+func (f *flight) mayGoOn(err *inference.Error, led bool) bool {
 	if f.ctx.Err() != nil || !time.Now().Before(f.req.Deadline) {
 		return false
 	}
 	switch err.Code {
 	case inference.CodeUpstreamCut:
+		return true
 	case inference.CodeUpstreamError, inference.CodeTimeout, inference.CodeCanceled, inference.CodeInternal:
-		if led {
-			return false
-		}
-	default:
-		return false
+		return !led
 	}
-	return f.set.budget.spend(time.Now())
+	return false
 }
 
 // refuseShared answers with an error, or with an old answer where that is better

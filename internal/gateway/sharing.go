@@ -60,8 +60,9 @@ type shared struct {
 	}
 }
 
-// board takes a seat in the flight of the request's twins, or starts it.
-func (s *sharing) board(f *flight, known Known) *seat {
+// board takes a seat in the flight of the request's twins, or starts it. again says
+// that it would be another try; nil is that the retry budget does not allow that.
+func (s *sharing) board(f *flight, known Known, again bool) *seat {
 	id := twin{known.Key(), f.req.DegradeOK}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,6 +71,9 @@ func (s *sharing) board(f *flight, known Known) *seat {
 			f.rec.Cache = inference.CacheCoalesced
 			return &seat{flight: there, at: at, since: time.Now()}
 		}
+	}
+	if again && !f.set.budget.spend(time.Now()) {
+		return nil
 	}
 	shared := f.lead(id, known)
 	if s.mu.flights == nil {
