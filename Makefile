@@ -103,6 +103,16 @@ bench-overload-docs: build ## write tables and plots of docs/overload.md from ru
 	@failed=0; $(BIN) bench overload --virtual --load 0.8,1.2,2,3,5,10 --systems all --docs docs $(OVERLOAD_FLAGS) || failed=1; \
 	$(BIN) bench overload --virtual --scenario all --docs docs $(OVERLOAD_FLAGS) || failed=1; exit $$failed
 
+HEADLINE_FLAGS ?=
+
+.PHONY: bench-headline
+bench-headline: build ## the headline: straight and through the gateway, and without each part (about 26 minutes; HEADLINE_FLAGS=--fast: 6)
+	$(BIN) bench headline $(HEADLINE_FLAGS)
+
+.PHONY: bench-cache
+bench-cache: build ## what hits cost, a thousand twins, and hits in trace time (about 1 minute)
+	@failed=0; $(BIN) bench cache || failed=1; $(BIN) bench herd || failed=1; $(BIN) bench cache --trace || failed=1; exit $$failed
+
 .PHONY: bench
 bench: ## Go benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/...

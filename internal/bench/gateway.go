@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -98,6 +99,7 @@ func (g *gatewayProcess) configure(instances string, timeout int) error {
 	text := fmt.Sprintf(`usage: {access_log: %q}
 telemetry: {log: {level: error}}
 gateway: {timeout: %ds, name_instance: true}
+store: {directory: %q}
 fleet:
   regions:
     - name: eu
@@ -106,7 +108,7 @@ fleet:
           policy: least_request
           models: [%s]
           %s
-`, g.accessLog, timeout, model, instances)
+`, g.accessLog, timeout, filepath.Join(filepath.Dir(g.config), "state"), model, instances)
 	return replaceFile(g.config, []byte(text))
 }
 

@@ -39,8 +39,15 @@ func Scenarios() []Scenario {
 		{Name: "streams", About: "many streams of 20 events/s at once, and idle connections: memory, goroutines, descriptors", Duration: 30 * time.Second, Count: 1000, Counted: "concurrent streams", play: playStreams},
 		{Name: "reload", About: "configuration reloads and an instance list that flaps every second, under load", Duration: 20 * time.Second, Count: 10, Counted: "reloads", play: playReload},
 		{Name: "leave", About: "clients that leave: before the first token, in mid-stream, in silence, with an answer pending", Count: 200, Counted: "clients for each way to leave", play: playLeave},
+		{Name: "herd", About: "a thousand clients ask the same question at once; one leaves, the server is killed: one generation, or two", Count: 1000, Counted: "clients", play: playHerd},
 		{Name: "soak", About: "fault-free streams, none of which may break", Count: 100_000, Counted: "streams", play: playSoak},
 	}
+}
+
+// CacheScenario is what a hit costs. It is the part of `bench cache` that runs in
+// real time.
+func CacheScenario() Scenario {
+	return Scenario{Name: "cache", About: "what a hit costs at the client: memory, Redis, SQL, beside the engine and a bare GET of Redis", Duration: 3 * time.Second, play: playHits}
 }
 
 // Options are what a scenario is run with.

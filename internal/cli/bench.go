@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -62,21 +63,7 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 		Short:   s.About,
 		Example: "  spillway bench " + s.Name + " --json " + s.Name + ".json",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if opts.Duration < 0 || opts.Count < 0 {
-				return fmt.Errorf("%w: --duration and --count must be positive", errUsage)
-			}
-			var err error
-			if opts.Binary, err = bench.Binary(); err != nil {
-				return err
-			}
-			if f := terminal(env.Stderr); f != nil {
-				opts.Show = load.NewProgress(f)
-			}
-			result, err := s.Run(c.Context(), opts)
-			if err != nil {
-				return err
-			}
-			return writeResult(env, result, jsonFile, true)
+			return runScenario(c.Context(), env, s, opts, jsonFile)
 		},
 	}
 	f := c.Flags()
@@ -89,6 +76,25 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 	f.Uint64Var(&opts.Seed, "seed", 1, "fixes everything that is drawn")
 	f.StringVar(&jsonFile, "json", "", "write the report and the verdicts to this file")
 	return c
+}
+
+// runScenario plays a scenario and prints what came of it.
+func runScenario(ctx context.Context, env Env, s bench.Scenario, opts bench.Options, jsonFile string) error {
+	if opts.Duration < 0 || opts.Count < 0 {
+		return fmt.Errorf("%w: --duration and --count must be positive", errUsage)
+	}
+	var err error
+	if opts.Binary, err = bench.Binary(); err != nil {
+		return err
+	}
+	if f := terminal(env.Stderr); f != nil {
+		opts.Show = load.NewProgress(f)
+	}
+	result, err := s.Run(ctx, opts)
+	if err != nil {
+		return err
+	}
+	return writeResult(env, result, jsonFile, true)
 }
 
 // writeResult prints a result, with its table or without, writes it to a file when one is named, and is an

@@ -14,7 +14,7 @@ import (
 
 const (
 	cacheName  = "cache"
-	cacheAbout = "kept answers: what share of the possible hits a tenth of the entries reaches, with and without preloading"
+	cacheAbout = "what a hit costs at the client, on each level; with --trace, what share of the possible hits a tenth of the entries reaches"
 )
 
 // newBenchCache is the command `bench cache`.
@@ -22,21 +22,34 @@ func newBenchCache(env Env) *cobra.Command {
 	trace := bench.DefaultCacheTrace()
 	trace.Out = env.Stdout
 	var jsonFile string
+	opts := bench.Options{Out: env.Stdout, Err: env.Stderr}
+	s := bench.CacheScenario()
 	c := &cobra.Command{
 		Use:   cacheName,
 		Short: cacheAbout,
-		Long: `Replays four days of a question service in virtual time through the level in
+		Long: `Measures what a hit costs at the client over loopback HTTP: in memory, in Redis where
+redis-server is installed, in SQLite; beside the engine that generates the answers and
+a bare GET of Redis. Streams of all levels must be the same bytes.
+
+With --trace it replays four days of a question service in virtual time through the level in
 memory and the preloader, and counts hits: without bounds (the ceiling), with a
 share of the entries, and with preloading as well, for answers that live an hour,
 a day, and without end. The same follows for synthetic questions, of which nothing
 is asked. The exit status is 1 when less than 0.8 of the ceiling is reached.`,
 		Example: `  spillway bench cache
+  spillway bench cache --trace
   spillway bench cache --trace=ragpulse.jsonl.gz --share 0.05 --json cache.json`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return runCacheTrace(c.Context(), env, trace, jsonFile) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("trace") {
+				return runCacheTrace(c.Context(), env, trace, jsonFile)
+			}
+			return runScenario(c.Context(), env, s, opts, jsonFile)
+		},
 	}
 	f := c.Flags()
-	f.StringVar(&trace.Trace, "trace", trace.Trace, "trace to replay: a name in the folder SPILLWAY_DATA, or a file")
+	f.DurationVar(&opts.Duration, "duration", s.Duration, "length of the load at full speed")
+	f.StringVar(&trace.Trace, "trace", trace.Trace, "replay a trace instead: a name in the folder SPILLWAY_DATA, or a file")
 	f.Lookup("trace").NoOptDefVal = trace.Trace
 	f.Float64Var(&trace.Share, "share", trace.Share, "entries that there is room for, by the number of distinct questions")
 	f.IntVar(&trace.Drawn, "drawn", trace.Drawn, "synthetic questions to replay as well; 0 is none")

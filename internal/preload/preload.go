@@ -82,8 +82,8 @@ type Freshness interface {
 type Parts struct {
 	Runner    Runner
 	Freshness Freshness
-	Stream    Stream       // nil: the embedded one
-	Predictor Predictor    // nil: the embedded one
+	Stream    Stream    // nil: the embedded one
+	Predictor Predictor // nil: the embedded one
 	// Publish is told once a window what is expected in the next one, for people and
 	// other systems to see; nil is nobody. Run waits for it.
 	Publish func(ctx context.Context, expected []Prediction)
