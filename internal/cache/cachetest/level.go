@@ -136,7 +136,7 @@ func (s *suite) kinds() map[string]*cache.Entry {
 			e.Hits, e.Answer.Usage.PromptTokens, e.Answer.Marks[0].Wait = 1<<32-1, 1<<62, 1<<32-1
 		}),
 		entry("binary", func(e *cache.Entry) { OnePiece(e, everyByte()) }),
-		entry("noise", func(e *cache.Entry) { OnePiece(e, Noise(1, 70_000)) }),
+		entry("noise", func(e *cache.Entry) { OnePiece(e, Noise(1, 300_000)) }),
 		entry("large", func(e *cache.Entry) { OnePiece(e, bytes.Repeat([]byte("large \x00"), largest/7)) }),
 		entry("long stream", func(e *cache.Entry) {
 			for i := range 3000 {

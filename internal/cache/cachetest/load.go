@@ -19,6 +19,8 @@ func (s *suite) sweep() {
 		e := NewEntry(fmt.Sprint(i), s.now)
 		if i%2 == 1 {
 			e.Expires, e.Stale = s.now.Add(-2*time.Minute), s.now.Add(-time.Minute)
+		} else if i%4 == 2 {
+			e.Expires = s.now.Add(-time.Minute).Truncate(time.Millisecond) // kept all the same
 		}
 		all = append(all, e)
 	}
@@ -135,8 +137,12 @@ func (s *suite) cancelled() {
 		} else if after != nil && (err == nil || !errors.Is(after, cache.ErrMiss)) {
 			s.Errorf("after a Put with an ended context (%v), Get = %v", err, after)
 		}
-		s.level.Purge(ctx, cache.Filter{Scope: "nobody"})
-		s.level.Sweep(ctx, s.now)
+		if n, err := s.level.Purge(ctx, cache.Filter{Scope: "nobody"}); n != 0 {
+			s.Errorf("Purge with an ended context = %d, %v, want nothing forgotten", n, err)
+		}
+		if n, err := s.level.Sweep(ctx, s.now); n != 0 {
+			s.Errorf("Sweep with an ended context = %d, %v, want nothing forgotten", n, err)
+		}
 	}()
 	select {
 	case <-ended:

@@ -268,10 +268,10 @@ func (c *Client) keep(ctx context.Context, r rueidis.Client) {
 		}
 		if err == nil {
 			if c.trouble.Swap(nil) != nil {
-				c.log.Info("Redis is back")
+				c.log.Info("contact with Redis again")
 			}
 		} else if c.trouble.Swap(&err) == nil {
-			c.log.Warn("Redis does not answer", "err", err)
+			c.log.Warn("no answer from Redis", "err", err)
 		}
 		select {
 		case <-ctx.Done():

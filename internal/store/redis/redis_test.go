@@ -183,7 +183,7 @@ func TestServerGoesAndComes(t *testing.T) {
 		s.Restart()
 		answers(t, c)
 	}
-	if gone, back := log.Count("level=WARN"), log.Count("is back"); gone < 2 || back < 2 || gone > 4 {
+	if gone, back := log.Count("level=WARN"), log.Count("contact with Redis again"); gone < 2 || back < 2 || gone > 4 {
 		t.Errorf("%d and %d notices of two outages:\n%s", gone, back, &log)
 	}
 }
