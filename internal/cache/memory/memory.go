@@ -212,24 +212,3 @@ func (l *Level) Census(context.Context) (cache.Census, error) {
 		Bytes:   int64(l.entries.WeightedSize()) + l.window.bytes,
 	}, nil
 }
-
-// Hottest returns up to n entries, the one that would be displaced last first; what
-// is in the window comes behind the others. It holds up the work on the order of
-// entries, not their use, and takes longer the greater n is.
-func (l *Level) Hottest(n int) []*cache.Entry {
-	l.window.Lock()
-	defer l.window.Unlock()
-	list := make([]*cache.Entry, 0, max(0, min(n, l.entries.EstimatedSize()+len(l.window.slots))))
-	if n <= 0 {
-		return list
-	}
-	for e := range l.entries.Hottest() {
-		if list = append(list, e.Value); len(list) == n {
-			return list
-		}
-	}
-	for s := l.window.order.next; s != &l.window.order && len(list) < n; s = s.next {
-		list = append(list, s.entry)
-	}
-	return list
-}

@@ -129,24 +129,6 @@ func TestOftenAskedStays(t *testing.T) {
 	if stayed < len(hot)*3/4 {
 		t.Errorf("%d of %d entries that are asked for often outlive a run of others, want three quarters", stayed, len(hot))
 	}
-	hottest := l.Hottest(len(hot))
-	inHot := 0
-	for _, e := range hottest {
-		for _, h := range hot {
-			if e == h {
-				inHot++
-			}
-		}
-	}
-	if len(hottest) != len(hot) || inHot < stayed/2 {
-		t.Errorf("Hottest = %d entries, %d of those asked for often, of %d that stayed", len(hottest), inHot, stayed)
-	}
-	if got := l.Hottest(-1); len(got) != 0 {
-		t.Errorf("Hottest(-1) = %d entries", len(got))
-	}
-	if got := l.Hottest(1 << 40); len(got) == 0 || int64(len(got)) > census(t, l).Entries {
-		t.Errorf("Hottest(all) = %d entries of %+v", len(got), census(t, l))
-	}
 }
 
 func TestSweepFreesByTheLevelsClock(t *testing.T) {
