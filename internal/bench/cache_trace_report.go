@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -31,7 +30,7 @@ type CacheTraceResult struct {
 	Scenario string          `json:"scenario"`
 	Share    float64         `json:"share_of_entries"`
 	Rows     []CacheTraceRow `json:"rows"`
-	Verdicts []Verdict       `json:"verdicts"`
+	Verdicts Verdicts        `json:"verdicts"`
 }
 
 // ttlName is how a lifetime is shown.
@@ -71,15 +70,7 @@ func (r *CacheTraceResult) judge(rows []CacheTraceRow) {
 }
 
 // Missed is the number of requirements that were not met.
-func (r *CacheTraceResult) Missed() int {
-	n := 0
-	for _, v := range r.Verdicts {
-		if !v.OK {
-			n++
-		}
-	}
-	return n
-}
+func (r *CacheTraceResult) Missed() int { return r.Verdicts.Missed() }
 
 // Write prints the table and the verdicts. Ratios are of all questions; a share is of
 // the ceiling: in brackets that of answers that live from their last ask.
@@ -103,17 +94,8 @@ func (r *CacheTraceResult) Write(w io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(w)
-	for _, v := range r.Verdicts {
-		if _, err := fmt.Fprintln(w, v); err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.Verdicts.write(w)
 }
 
 // WriteJSON writes rows and verdicts as one indented JSON object.
-func (r *CacheTraceResult) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(r)
-}
+func (r *CacheTraceResult) WriteJSON(w io.Writer) error { return writeJSON(w, r) }

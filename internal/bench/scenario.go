@@ -94,22 +94,45 @@ func (v Verdict) String() string {
 	return fmt.Sprintf("%-62s %10.6g%s (%s %.6g)  %s", v.Name, v.Value, unit, v.Relation, v.Limit, result)
 }
 
-// Result is a report with the verdicts on what it shows.
-type Result struct {
-	*load.Report
-	Verdicts []Verdict `json:"verdicts"`
-}
+// Verdicts are the requirements of a scenario and what became of them.
+type Verdicts []Verdict
 
 // Missed is the number of requirements that were not met.
-func (r *Result) Missed() int {
+func (v Verdicts) Missed() int {
 	n := 0
-	for _, v := range r.Verdicts {
-		if !v.OK {
+	for _, one := range v {
+		if !one.OK {
 			n++
 		}
 	}
 	return n
 }
+
+// write prints them, one a line.
+func (v Verdicts) write(w io.Writer) error {
+	for _, one := range v {
+		if _, err := fmt.Fprintln(w, one); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeJSON writes a value as one indented JSON object.
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// Result is a report with the verdicts on what it shows.
+type Result struct {
+	*load.Report
+	Verdicts Verdicts `json:"verdicts"`
+}
+
+// Missed is the number of requirements that were not met.
+func (r *Result) Missed() int { return r.Verdicts.Missed() }
 
 // Write prints the report and the verdicts.
 func (r *Result) Write(w io.Writer) error {
@@ -119,20 +142,11 @@ func (r *Result) Write(w io.Writer) error {
 		}
 		fmt.Fprintln(w)
 	}
-	for _, v := range r.Verdicts {
-		if _, err := fmt.Fprintln(w, v); err != nil {
-			return err
-		}
-	}
-	return nil
+	return r.Verdicts.write(w)
 }
 
 // WriteJSON writes report and verdicts as one indented JSON object.
-func (r *Result) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(r)
-}
+func (r *Result) WriteJSON(w io.Writer) error { return writeJSON(w, r) }
 
 // Run plays the scenario. The error says that it could not be played; what the
 // gateway did wrong stands in the verdicts.
