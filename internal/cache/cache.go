@@ -95,18 +95,20 @@ func (c *Cache) Apply(cfg Config) {
 }
 
 // Handle is what the cache knows about one request's answer. It is for one
-// goroutine at a time, and may outlive the request.
+// goroutine at a time, and may outlive the request, of which it keeps nothing.
 type Handle struct {
-	c      *Cache
-	set    *Config
-	policy policy
-	req    *inference.Request
-	key    Key
-	scope  string
-	model  string
-	found  *Entry // fresh or stale; nil: nothing yet
-	level  string
-	asked  bool // the slower levels were
+	c       *Cache
+	set     *Config
+	policy  policy
+	control inference.CacheControl
+	surface inference.Surface
+	whole   bool // the client wants the answer in one piece, which may be kept as events
+	key     Key
+	scope   string
+	model   string
+	found   *Entry // fresh or stale; nil: nothing yet
+	level   string
+	asked   bool // the slower levels were
 }
 
 // Lookup returns what memory knows about a request's answer, or nil when the answer
@@ -120,7 +122,10 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 	if !p.keeps(req) {
 		return nil
 	}
-	h := &Handle{c: c, set: set, policy: p, req: req, scope: ScopeOf(req, p.shared), model: plan.Candidates[0].Model}
+	h := &Handle{
+		c: c, set: set, policy: p, control: req.Cache, surface: req.Surface, whole: req.Assemble && !req.Stream,
+		scope: ScopeOf(req, p.shared), model: plan.Candidates[0].Model,
+	}
 	var err error
 	if h.key, err = KeyOf(req, h.scope, h.model, set.Vary); err != nil {
 		c.count.keyless.Add(1)
@@ -130,7 +135,7 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 		h.peek(now)
 	}
 	hit := h.found != nil && now.Before(h.found.Expires)
-	h.tell(now, hit)
+	h.tell(now, req, hit)
 	if hit {
 		c.count.memoryHits.Add(1)
 		h.hit(now)
@@ -141,11 +146,11 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 }
 
 // tell reports the look-up.
-func (h *Handle) tell(now time.Time, hit bool) {
-	if h.c.parts.Asked == nil || h.req.Class == inference.Idle || h.scope != SharedScope && h.scope != TenantScope(h.req.Tenant) {
+func (h *Handle) tell(now time.Time, req *inference.Request, hit bool) {
+	if h.c.parts.Asked == nil || req.Class == inference.Idle || h.scope != SharedScope && h.scope != TenantScope(req.Tenant) {
 		return
 	}
-	a := Asked{Key: h.key, Request: h.req, At: now, Hit: hit}
+	a := Asked{Key: h.key, Request: req, At: now, Hit: hit}
 	if h.found != nil {
 		a.Tokens = h.found.Answer.Usage.PromptTokens + h.found.Answer.Usage.CompletionTokens
 	}
@@ -168,14 +173,14 @@ func (h *Handle) use(e *Entry, level string, now time.Time) {
 	if e == nil {
 		return
 	}
-	if e.Key != h.key || e.Scope != h.scope || e.Model != h.model || e.Surface != h.req.Surface {
+	if e.Key != h.key || e.Scope != h.scope || e.Model != h.model || e.Surface != h.surface {
 		h.c.count.mismatched.Add(1)
 		return
 	}
-	if h.req.Cache.HasMaxAge && now.Sub(e.Stored) > h.req.Cache.MaxAge {
+	if h.control.HasMaxAge && now.Sub(e.Stored) > h.control.MaxAge {
 		return
 	}
-	if h.found == nil || e.Stored.After(h.found.Stored) {
+	if h.found == nil || e.Expires.After(h.found.Expires) {
 		h.found, h.level = e, level
 	}
 }
@@ -205,7 +210,7 @@ func (h *Handle) Stored(now time.Time) *inference.Stored {
 	if e == nil {
 		return nil
 	}
-	if h.req.Assemble && !h.req.Stream && e.Answer.Whole == nil && !h.assemble(now) {
+	if h.whole && e.Answer.Stream() && e.Answer.Whole == nil && !h.assemble(now) {
 		return nil
 	}
 	e = h.found
@@ -219,7 +224,7 @@ func (h *Handle) Stored(now time.Time) *inference.Stored {
 // assemble puts the answer in one piece together and keeps it with the entry in
 // memory. It says whether that could be done.
 func (h *Handle) assemble(now time.Time) bool {
-	whole, err := wire.Assemble(h.req.Surface, h.found.Answer)
+	whole, err := wire.Assemble(h.surface, h.found.Answer)
 	if err != nil {
 		h.c.count.mismatched.Add(1)
 		h.found = nil
@@ -230,7 +235,7 @@ func (h *Handle) assemble(now time.Time) bool {
 	e := *h.found
 	e.Answer = &answer
 	h.found = &e
-	h.c.keep(&e, 0, now)
+	h.c.promote(&e, 0, now)
 	return true
 }
 
@@ -239,7 +244,7 @@ func (h *Handle) assemble(now time.Time) bool {
 // together. It returns what is known then.
 func (h *Handle) Fetch(ctx context.Context) *inference.Stored {
 	c, now := h.c, time.Now()
-	if h.req.Cache.NoCache {
+	if h.control.NoCache {
 		return nil
 	}
 	h.peek(now)
@@ -301,7 +306,7 @@ func (c *Cache) search(ctx context.Context, key Key, timeout time.Duration) loca
 		if err != nil || e == nil {
 			continue
 		}
-		c.keep(e, 1<<i-1, now)
+		c.promote(e, 1<<i-1, now)
 		return located{e, g.name}
 	}
 	return located{}
@@ -320,22 +325,35 @@ func (c *Cache) keep(e *Entry, levels uint, now time.Time) {
 	c.fills.add(e, levels)
 }
 
-// Keep keeps a new answer. model is the one that gave it; an answer of another model
-// than the key's is not kept, and neither is one that is not complete.
-func (h *Handle) Keep(model string, t *inference.Transcript) {
+// promote keeps an entry that is known already in the levels above the one that has
+// it, unless memory has got a better one meanwhile: a look-up may come back late.
+func (c *Cache) promote(e *Entry, levels uint, now time.Time) {
+	if there, err := c.parts.Memory.Get(context.Background(), e.Key, now); err == nil {
+		newer := there.Stored.Sub(e.Stored) >= time.Millisecond && now.Before(there.Expires)
+		if newer || there.Expires.After(e.Expires) {
+			return
+		}
+	}
+	c.keep(e, levels, now)
+}
+
+// Keep keeps a new answer to a request that asks for what the one of Lookup did.
+// model is the one that gave it; an answer of another model than the key's is not
+// kept, and neither is one that is not complete.
+func (h *Handle) Keep(req *inference.Request, model string, t *inference.Transcript) {
 	now := time.Now()
 	if model != h.model || len(t.Body) > int(h.set.MaxAnswer) {
 		h.c.count.refused.Add(1)
 		return
 	}
-	if err := wire.CheckAnswer(h.req.Surface, t); err != nil {
+	if err := wire.CheckAnswer(h.surface, t); err != nil {
 		h.c.count.refused.Add(1)
 		h.c.parts.Log.Debug("an answer is not kept", "component", "cache", "err", err)
 		return
 	}
 	expires := now.Add(jittered(h.policy.lifetime(0), h.set.Jitter, h.key))
 	e := NewEntry(Entry{
-		Key: h.key, Scope: h.scope, Model: h.model, Surface: h.req.Surface, Question: wire.Question(h.req),
+		Key: h.key, Scope: h.scope, Model: h.model, Surface: h.surface, Question: wire.Question(req),
 		Stored: now, Expires: expires, Stale: expires.Add(h.set.Stale.longest()), Answer: t,
 	})
 	h.c.count.kept.Add(1)

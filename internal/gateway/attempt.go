@@ -70,55 +70,59 @@ func (f *flight) forgive() {
 }
 
 // admit takes a slot, and waits for one as long as admission lets it and the
-// client stays. Attempts after the first wait at the head of their lane.
+// client stays. Attempts after the first wait at the head of their lane. Where
+// readers have joined meanwhile that ask for more, it asks again for them.
 func (f *flight) admit() (*fleet.Lease, error) {
 	begun := time.Now()
-	lease, place, err := f.g.parts.Admission.Enter(begun, f.plan, f.tried)
-	if place == nil {
-		return lease, err
+	f.heed()
+	lease, waited, err := f.enter(begun)
+	for err != nil && f.ctx.Err() == nil && f.heed() {
+		var more bool
+		lease, more, err = f.enter(time.Now())
+		waited = waited || more
 	}
-	defer func() { f.rec.Queued += time.Since(begun) }()
-	for {
-		lease, stirred, err := f.wait(place)
-		if !stirred {
-			return lease, err
-		}
-		if lease, place, err = f.g.parts.Admission.Enter(time.Now(), f.plan, f.tried); place == nil {
-			return lease, err
-		}
+	if waited {
+		f.rec.Queued += time.Since(begun)
 	}
+	return lease, err
 }
 
-// wait waits at a place for a slot, and gives the place up when it ends without one.
-// stirred says that it did because the flight became more urgent.
-func (f *flight) wait(place Place) (lease *fleet.Lease, stirred bool, err error) {
+// enter asks for a slot once.
+func (f *flight) enter(now time.Time) (lease *fleet.Lease, waited bool, err error) {
+	lease, place, err := f.g.parts.Admission.Enter(now, f.plan, f.tried)
+	if place == nil {
+		return lease, false, err
+	}
+	lease, err = f.wait(place)
+	return lease, true, err
+}
+
+// wait waits at a place for a slot, and gives the place up when it ends without one:
+// also when the flight becomes more urgent, which heed tells.
+func (f *flight) wait(place Place) (*fleet.Lease, error) {
 	ctx, done := f.waiting()
 	defer done()
 	for {
-		lease, err = place.Wait(ctx, f.waitUntil(time.Time{}))
+		lease, err := place.Wait(ctx, f.waitUntil(time.Time{}))
 		switch {
 		case err == nil:
-			return lease, false, nil
+			return lease, nil
 		case ctx.Err() != nil:
 			if errors.Is(err, inference.ErrNotYet) { // both at the same instant: the place is still held
 				place.Leave(time.Now())
 			}
-			if f.ctx.Err() == nil {
-				f.heed()
-				return nil, true, nil
-			}
-			return nil, false, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "canceled", Err: err}
+			return nil, &inference.Failure{Verdict: inference.VerdictCanceled, Reason: "canceled", Err: err}
 		case !errors.Is(err, inference.ErrNotYet):
-			return nil, false, err
+			return nil, err
 		}
 		now := time.Now()
 		if f.expired(now) {
 			place.Leave(now)
-			return nil, false, f.late(err)
+			return nil, f.late(err)
 		}
 		if err := f.keepAlive(now); err != nil {
 			place.Leave(now)
-			return nil, false, f.gone(err)
+			return nil, f.gone(err)
 		}
 	}
 }

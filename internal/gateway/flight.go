@@ -173,7 +173,7 @@ func (f *flight) late(err error) error {
 
 // waitUntil is the instant at which a wait has to be interrupted.
 func (f *flight) waitUntil(hedge time.Time) time.Time {
-	until := f.req.Deadline
+	until := f.deadline()
 	if !f.comment.IsZero() && f.comment.Before(until) {
 		until = f.comment
 	}
@@ -264,7 +264,7 @@ func (f *flight) relayEvents(a *attempt) error {
 			a.lease.Held(held)
 		}
 		var ev inference.Event
-		if ev, err = a.answer.Event(f.req.Deadline); err != nil {
+		if ev, err = a.answer.Event(f.deadline()); err != nil {
 			if errors.Is(err, inference.ErrNotYet) && !f.expired(time.Now()) {
 				err = nil
 				continue
@@ -314,7 +314,7 @@ func (f *flight) relayBody(a *attempt) error {
 	buf := make([]byte, 0, pieceSize)
 	for {
 		var err error
-		buf, err = a.answer.Body(f.req.Deadline, buf[:0], pieceSize)
+		buf, err = a.answer.Body(f.deadline(), buf[:0], pieceSize)
 		if len(buf) > 0 {
 			if werr := f.send(buf, true); werr != nil {
 				return f.gone(werr)

@@ -55,6 +55,7 @@ type relayed struct {
 	seat    *seat
 	collect bool            // the reader wants one piece, the tape holds events
 	parts   *wire.Assembler // of a reader that collects from a window
+	body    []byte          // of an answer that the reader cannot be given
 	begun   bool            // the reader has some of the answer
 	events  bool            // the answer is a stream
 }
@@ -64,6 +65,9 @@ type relayed struct {
 func (r *relayed) take(v view) (done bool, err *inference.Error) {
 	if r.collect && v.head != nil && v.head.Stream {
 		return r.takeWhole(v)
+	}
+	if !r.begun && r.f.begun && v.head != nil && !v.head.Stream {
+		return v.ended, r.noStream(v)
 	}
 	if len(v.part) > 0 {
 		if !r.begun {
@@ -77,6 +81,27 @@ func (r *relayed) take(v view) (done bool, err *inference.Error) {
 		return r.finish(v)
 	}
 	return false, nil
+}
+
+// noStream is the error of a body in one piece for a reader whose answer comments
+// have begun as a stream: it tells what the body says, once that is whole.
+func (r *relayed) noStream(v view) *inference.Error {
+	r.body = append(r.body, v.part...)
+	switch {
+	case !v.ended:
+		return nil
+	case v.failed != nil:
+		return v.failed
+	}
+	if from := &r.seat.flight.rec; from.Code == inference.CodeInvalidRequest {
+		said, _ := wire.ParseErrorBody(r.body)
+		e := inference.Errorf(from.Code, "the model server refused the request: %s", said.Message)
+		e.Reason, e.NoRetry = from.Reason, true
+		return e
+	}
+	e := inference.Errorf(inference.CodeUpstreamError, "the model server gave no stream")
+	e.Reason = "no_stream"
+	return e
 }
 
 // takeWhole passes an answer on in one piece when all of it is there.

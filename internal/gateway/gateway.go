@@ -111,8 +111,9 @@ type Known interface {
 	Stored(now time.Time) *inference.Stored
 	// Fetch asks further, for a few milliseconds at most, and returns what is known then.
 	Fetch(ctx context.Context) *inference.Stored
-	// Keep is told of a whole answer and the model that gave it. It does not wait.
-	Keep(model string, t *inference.Transcript)
+	// Keep is told of a whole answer and the model that gave it. It does not wait. req
+	// is a request that asks for the same: the one of Lookup may be gone.
+	Keep(req *inference.Request, model string, t *inference.Transcript)
 }
 
 // Reader is where an answer goes. It is called from one goroutine at a time, and

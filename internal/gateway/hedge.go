@@ -62,11 +62,11 @@ func (f *flight) race(first, second *attempt) (*attempt, error) {
 	results := make(chan outcome, 2)
 	ctx, cancel := context.WithCancel(f.ctx)
 	second.cancel = cancel
-	go func() { results <- outcome{first, f.late(first.advance(f.req.Deadline, f))} }()
+	go func() { results <- outcome{first, f.late(first.advance(f.deadline(), f))} }()
 	go func() {
 		err := second.begin(ctx, f)
 		if err == nil {
-			err = f.late(second.advance(f.req.Deadline, f))
+			err = f.late(second.advance(f.deadline(), f))
 		}
 		results <- outcome{second, err}
 	}()

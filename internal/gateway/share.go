@@ -20,27 +20,31 @@ const (
 // twins, which is started here when there is none. When that flight fails before
 // this reader has anything of it, the readers elect one of them to lead another.
 func (f *flight) share(known Known) *inference.Record {
-	if s := known.Stored(time.Now()); s != nil && (s.Fresh || s.WhileRevalidate) {
-		return f.replay(s, known)
+	old := known.Stored(time.Now()) // from here on a flight may have known
+	if old != nil && (old.Fresh || old.WhileRevalidate) {
+		return f.replay(old, known)
 	}
 	if f.req.Cache.OnlyIfCached {
-		if s := known.Fetch(f.ctx); s != nil && s.Fresh {
+		if s := known.Fetch(f.ctx); s != nil && (s.Fresh || s.WhileRevalidate) {
 			return f.replay(s, known)
 		}
 		return f.refuse(inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else"))
 	}
 	var failed *inference.Error // of the flight before
-	var old *inference.Stored   // what that one left
 	for {
 		s := f.g.sharing.board(f, known, failed != nil)
 		if s == nil {
 			return f.refuseShared(failed, old, known)
 		}
-		err := f.follow(s)
-		stored := s.leave(f)
+		stored, err := f.ride(s)
+		if left := s.stale(); left != nil && accepts(f.req, left) && (old == nil || left.Age < old.Age) {
+			old = left
+		}
 		switch {
-		case stored != nil:
+		case stored != nil && (s.lead || accepts(f.req, stored)):
 			return f.replay(stored, known)
+		case stored != nil: // found for a twin, and not what this client wants
+			continue
 		case err == nil:
 			return &f.rec
 		case failed == nil && f.mayGoOn(err, s.lead):
@@ -48,17 +52,30 @@ func (f *flight) share(known Known) *inference.Record {
 			if broken != nil {
 				return f.refuse(broken)
 			}
-			f.plan, failed, old = plan, err, s.stale()
+			f.plan, failed = plan, err
 			continue
 		}
-		return f.refuseShared(err, s.stale(), known)
+		return f.refuseShared(err, old, known)
 	}
 }
 
+// ride follows a flight and gives the seat up, also when the reader panics. It
+// returns the kept answer that the flight found in the place of a new one.
+func (f *flight) ride(s *seat) (stored *inference.Stored, err *inference.Error) {
+	defer func() { stored = s.leave(f) }()
+	return nil, f.follow(s)
+}
+
+// accepts says whether a kept answer is one that the request's client wants. What
+// was found for a twin need not be.
+func accepts(req *inference.Request, s *inference.Stored) bool {
+	return !req.Cache.NoCache && !(req.Cache.HasMaxAge && s.Age > req.Cache.MaxAge)
+}
+
 // mayGoOn says whether a reader whose flight failed may follow another, or start one
-// where no other reader has, which the retry budget has to allow as well. An answer that was cut is tried again by whoever
-// got nothing of it; what a flight could not get at all, by those alone for whom it
-// was not tried: its leader had its attempts.
+// where no other reader has, which the retry budget has to allow as well. An answer
+// that was cut is tried again by whoever got nothing of it; what a flight could not
+// get at all, by those alone for whom it was not tried: its leader had its attempts.
 func (f *flight) mayGoOn(err *inference.Error, led bool) bool {
 	if f.ctx.Err() != nil || !time.Now().Before(f.req.Deadline) {
 		return false
@@ -75,10 +92,7 @@ func (f *flight) mayGoOn(err *inference.Error, led bool) bool {
 // refuseShared answers with an error, or with an old answer where that is better
 // than this error.
 func (f *flight) refuseShared(err *inference.Error, old *inference.Stored, known Known) *inference.Record {
-	if s := known.Stored(time.Now()); old == nil || s != nil && s.Age < old.Age {
-		old = s
-	}
-	if old != nil && f.ctx.Err() == nil {
+	if old != nil && f.ctx.Err() == nil && (old.Stream() || !f.begun) { // comments have begun a stream
 		switch err.Code {
 		case inference.CodeOverloaded:
 			if old.IfOverloaded {
@@ -181,9 +195,10 @@ func (f *flight) replayEvents(head *inference.Head, s *inference.Stored) error {
 	return f.send(s.Body[sent:from], true)
 }
 
-// pause waits, no longer than the client stays.
+// pause waits, no longer than the client stays, and not beyond its deadline: what is
+// left of the answer then comes at once.
 func (f *flight) pause(d time.Duration) error {
-	timer := time.NewTimer(d)
+	timer := time.NewTimer(min(d, time.Until(f.req.Deadline)))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,7 +81,7 @@ func (b *book) find(m map[[32]byte]*inference.Stored) *inference.Stored {
 }
 
 // Keep implements gateway.Known.
-func (b *book) Keep(model string, t *inference.Transcript) {
+func (b *book) Keep(_ *inference.Request, model string, t *inference.Transcript) {
 	b.shelf.mu.Lock()
 	defer b.shelf.mu.Unlock()
 	b.shelf.kept++
@@ -171,7 +170,6 @@ func TestTwinsCostOneGeneration(t *testing.T) {
 	withUsage := strings.Replace(stream, `"stream":true`, `"stream":true,"stream_options":{"include_usage":true}`, 1)
 	var wg sync.WaitGroup
 	readers := make([]*reader, clients)
-	var sent atomic.Int32
 	for i := range readers {
 		readers[i] = new(reader)
 		wg.Go(func() {
@@ -182,12 +180,11 @@ func TestTwinsCostOneGeneration(t *testing.T) {
 			case 2:
 				body = rebuilt
 			}
-			if sent.Add(1) == clients {
-				close(begun)
-			}
 			r.serve(t.Context(), body, readers[i])
 		})
 	}
+	testkit.Eventually(t, "all have joined", func() bool { return r.gateway.Sharing() == clients })
+	close(begun)
 	wg.Wait()
 	if n := one.Requests(); n != 1 {
 		t.Fatalf("%d generations", n)
@@ -209,7 +206,7 @@ func TestTwinsCostOneGeneration(t *testing.T) {
 			coalesced++
 		}
 	}
-	if coalesced < clients/2 || s.kept != 1 {
+	if coalesced != clients-1 || s.kept != 1 {
 		t.Errorf("%d coalesced, %d kept", coalesced, s.kept)
 	}
 	attempts, whole := 0, 0

@@ -50,19 +50,21 @@ type shared struct {
 	landed chan struct{}
 
 	claimed atomic.Bool // a reader has taken the record
-	urgent  struct {
-		sync.Mutex
-		class    inference.Class
-		deadline time.Time
-		patient  bool               // a reader waits without a limit of its own
-		stir     context.CancelFunc // ends the wait for a slot; nil while there is none
-		stirred  bool
-	}
+	urgent  urgency
 }
 
 // board takes a seat in the flight of the request's twins, or starts it. again says
 // that it would be another try; nil is that the retry budget does not allow that.
 func (s *sharing) board(f *flight, known Known, again bool) *seat {
+	one := s.enter(f, known, again)
+	if one != nil && one.lead {
+		one.flight.depart(f)
+	}
+	return one
+}
+
+// enter is board up to the start of the flight, which others can join already.
+func (s *sharing) enter(f *flight, known Known, again bool) *seat {
 	id := twin{known.Key(), f.req.DegradeOK}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,8 +83,7 @@ func (s *sharing) board(f *flight, known Known, again bool) *seat {
 	}
 	s.mu.flights[id] = shared
 	f.rec.Cache = inference.CacheMiss
-	at, _ := shared.shared.tape.join()
-	go shared.run()
+	at, _ := shared.shared.tape.join(f.req)
 	return &seat{flight: shared, at: at, lead: true, since: time.Now()}
 }
 
@@ -95,18 +96,24 @@ func (s *sharing) remove(f *flight) {
 	}
 }
 
-// lead makes the flight for a request and its twins. It takes over the plan.
+// lead makes the flight for a request and its twins. The caller holds the list.
 func (f *flight) lead(id twin, known Known) *flight {
-	s := &flight{g: f.g, set: f.set, req: sharedRequest(f.req), plan: f.plan}
-	s.plan.Request = s.req
-	s.rec.Request = s.req
+	s := &flight{g: f.g, set: f.set}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(f.ctx))
 	s.readers.Store(1)
 	t := newTape(s.ctx, f.req.Surface, &f.g.sharing, f.set.Share)
 	s.out = t
 	s.shared = &shared{tape: t, known: known, id: id, whole: f.req.Assemble && !f.req.Stream, landed: make(chan struct{})}
-	s.shared.urgent.class, s.shared.urgent.deadline, s.shared.urgent.patient = s.req.Class, s.req.Deadline, s.req.Patience == 0
+	s.shared.urgent.begin(f.req)
 	return s
+}
+
+// depart takes over the leader's plan and a copy of its request, and takes off. The
+// copy is not made under the list's lock, because a large body takes a while.
+func (f *flight) depart(leader *flight) {
+	defer func() { go f.run() }() // whatever happens here: twins may be waiting
+	f.req, f.plan = sharedRequest(leader.req), leader.plan
+	f.plan.Request, f.rec.Request = f.req, f.req
 }
 
 // sharedRequest is a copy of a request that outlives it. Where the answer in one
@@ -130,7 +137,7 @@ func sharedRequest(req *inference.Request) *inference.Request {
 // is more urgent, or waits longer, makes the flight so. The caller holds the list,
 // so the tape is there.
 func (f *flight) admits(req *inference.Request) *cursor {
-	at, ended := f.shared.tape.join()
+	at, ended := f.shared.tape.join(req)
 	if at == nil {
 		return nil
 	}
@@ -141,7 +148,7 @@ func (f *flight) admits(req *inference.Request) *cursor {
 			return nil
 		}
 		if f.readers.CompareAndSwap(n, n+1) {
-			f.urge(req)
+			f.shared.urgent.urge(req)
 			return at
 		}
 	}
@@ -156,86 +163,11 @@ func (f *flight) unseat() (last bool) {
 	return true
 }
 
-// urge makes the flight as urgent as a reader that joins, and as patient.
-func (f *flight) urge(req *inference.Request) {
-	u := &f.shared.urgent
-	u.Lock()
-	defer u.Unlock()
-	more := false
-	if req.Class.Urgency() > u.class.Urgency() {
-		u.class, more = req.Class, true
-	}
-	if req.Deadline.After(u.deadline) {
-		u.deadline, more = req.Deadline, true
-	}
-	if req.Patience == 0 && !u.patient {
-		u.patient, more = true, true
-	}
-	if more {
-		u.stirred = true
-		if u.stir != nil {
-			u.stir()
-		}
-	}
-}
-
-// heed takes over what readers that joined have asked for, and says whether that
-// changed anything. A request is never changed, so it is another from then on.
-func (f *flight) heed() bool {
-	if f.shared == nil {
-		return false
-	}
-	u := &f.shared.urgent
-	u.Lock()
-	defer u.Unlock()
-	if !u.stirred {
-		return false
-	}
-	u.stirred = false
-	r := *f.req
-	r.Class, r.Deadline = u.class, u.deadline
-	if u.patient {
-		r.Patience = 0
-	}
-	f.req, f.plan.Request = &r, &r
-	return true
-}
-
-// waiting returns a context for a wait that ends early when a reader makes the
-// flight more urgent.
-func (f *flight) waiting() (context.Context, context.CancelFunc) {
-	if f.shared == nil {
-		return f.ctx, func() {}
-	}
-	ctx, cancel := context.WithCancel(f.ctx)
-	u := &f.shared.urgent
-	u.Lock()
-	defer u.Unlock()
-	u.stir = cancel
-	if u.stirred {
-		cancel()
-	}
-	return ctx, func() {
-		u.Lock()
-		defer u.Unlock()
-		u.stir = nil
-		cancel()
-	}
-}
-
-// expired says whether the request's deadline has passed, for every reader.
-func (f *flight) expired(now time.Time) bool {
-	if now.Before(f.req.Deadline) {
-		return false
-	}
-	f.heed()
-	return !now.Before(f.req.Deadline)
-}
-
 // run is the life of a shared flight: the slower levels of the cache, and where they
 // know nothing, a generation.
 func (f *flight) run() {
 	defer f.landShared()
+	defer f.rescue()
 	if s := f.shared.known.Fetch(f.ctx); s != nil {
 		if s.Fresh || s.WhileRevalidate {
 			f.shared.tape.play(s)
@@ -249,34 +181,46 @@ func (f *flight) run() {
 		return
 	}
 	f.relay(winner)
+	if f.shared.whole && f.rec.Complete {
+		_, _ = f.shared.tape.onePiece() // its readers ask again, and are told
+	}
+}
+
+// rescue turns a panic into a failure of the flight.
+func (f *flight) rescue() {
+	if p := recover(); p != nil {
+		f.panicked(p)
+		f.abandon()
+	}
+}
+
+// panicked tells the readers.
+func (f *flight) panicked(p any) {
+	f.rec.Complete = false
+	e := inference.Errorf(inference.CodeInternal, "internal error")
+	e.Err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+	f.shared.tape.Fail(e)
 }
 
 // landShared ends a shared flight: the answer is kept before the flight is off the
 // list, so that no twin falls between the two.
 func (f *flight) landShared() {
-	t := f.shared.tape
-	if p := recover(); p != nil {
-		f.abandon()
-		f.rec.Complete = false
-		e := inference.Errorf(inference.CodeInternal, "internal error")
-		e.Err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		t.Fail(e)
+	if p := recover(); p != nil { // another one, from rescue
+		f.panicked(p)
 	}
+	t := f.shared.tape
+	defer close(f.shared.landed)
+	defer f.cancel(nil)
+	defer t.release()
+	defer f.g.sharing.remove(f)
 	var kept *inference.Transcript
 	if f.rec.Complete && f.rec.Code == "" && f.rec.Degraded == "" {
-		if f.shared.whole {
-			_, _ = t.onePiece() // its readers ask again, and are told
-		}
 		kept = t.transcript(f.rec.Usage)
 	}
 	t.end()
 	if kept != nil {
-		f.shared.known.Keep(f.rec.Last().Model, kept)
+		f.shared.known.Keep(f.req, f.rec.Last().Model, kept)
 	}
-	f.g.sharing.remove(f)
-	t.release()
-	f.cancel(nil)
-	close(f.shared.landed)
 }
 
 // stale is what the flight found in the cache and did not use.

@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -209,11 +211,12 @@ func (t *tape) end() {
 }
 
 // join adds a reader at the beginning, and says whether the end is there too. It
-// returns nil where the beginning is gone.
-func (t *tape) join() (c *cursor, ended bool) {
+// returns nil where the beginning is gone, or where a kept answer is played that the
+// request does not accept.
+func (t *tape) join(req *inference.Request) (c *cursor, ended bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.window || t.failed != nil {
+	if t.window || t.failed != nil || t.from != nil && !accepts(req, t.from) {
 		return nil, t.ended
 	}
 	c = new(cursor)
@@ -260,8 +263,8 @@ type view struct {
 	wake   <-chan struct{} // closed at the next change; nil when the view has something to act on
 }
 
-// next returns what has come since the reader's last call. onlyEnd is a reader that wants to know of the end, or of the window,
-// and nothing before.
+// next returns what has come since the reader's last call. onlyEnd is a reader that
+// wants to know of the end, or of the window, and nothing before.
 func (t *tape) next(c *cursor, onlyEnd bool) view {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -291,10 +294,8 @@ func (t *tape) transcript(usage inference.Usage) *inference.Transcript {
 	if t.window || t.head == nil || t.head.Status != 200 {
 		return nil
 	}
-	kept := &inference.Transcript{Body: t.body[:len(t.body):len(t.body)], Whole: t.whole, Usage: usage}
-	if t.marks != nil {
-		kept.Marks = t.marks[:len(t.marks):len(t.marks)]
-	}
+	// What the tape has grown to is up to twice as large, and would stay in memory.
+	kept := &inference.Transcript{Body: bytes.Clone(t.body), Marks: slices.Clone(t.marks), Whole: t.whole, Usage: usage}
 	for _, f := range t.head.Fields {
 		if f.Name == "Content-Type" {
 			kept.Fields = append(kept.Fields, f)
