@@ -197,6 +197,9 @@ func (g *Gateway) Serve(ctx context.Context, req *inference.Request, out Reader)
 			return f.share(known)
 		}
 	}
+	if req.Cache.OnlyIfCached {
+		return f.refuseUnkept()
+	}
 	winner, err := f.win()
 	if err != nil {
 		return f.refuse(err)

@@ -28,7 +28,7 @@ func (f *flight) share(known Known) *inference.Record {
 		if s := known.Fetch(f.ctx); s != nil && (s.Fresh || s.WhileRevalidate) {
 			return f.replay(s, known)
 		}
-		return f.refuse(inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else"))
+		return f.refuseUnkept()
 	}
 	var failed *inference.Error // of the flight before
 	for {
@@ -87,6 +87,11 @@ func (f *flight) mayGoOn(err *inference.Error, led bool) bool {
 		return !led
 	}
 	return false
+}
+
+// refuseUnkept answers a client that wants a kept answer or none.
+func (f *flight) refuseUnkept() *inference.Record {
+	return f.refuse(inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else"))
 }
 
 // refuseShared answers with an error, or with an old answer where that is better
