@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spillway/spillway/internal/testkit"
 )
@@ -226,15 +225,4 @@ func TestARefusedReloadKeepsTheRules(t *testing.T) {
 	if got := r.wants("q", ""); got.cache() != "hit" {
 		t.Errorf("got %v", got.header)
 	}
-}
-
-// eventually polls for as long as a level of the cache may rest after faults.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(25 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("not reached: %s", what)
 }

@@ -109,6 +109,9 @@ func (g *guard) judge(err error, now time.Time) {
 	if g.mu.faults < tripAfter {
 		return
 	}
+	if until := g.open.Load(); g.mu.rest > 0 && until > now.UnixNano() && until <= now.Add(g.mu.rest).UnixNano() {
+		return // it rests, and nobody probes: the call began before that
+	}
 	if g.mu.rest == 0 {
 		g.mu.rest = firstRest
 		g.log.Warn("the level fails and rests", "component", "cache", "level", g.name, "err", err)
