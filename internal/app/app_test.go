@@ -19,15 +19,20 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/app"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/testkit"
+	"github.com/spillway/spillway/internal/testkit/sqltest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childConfig); path != "" {
+		child(path)
+		return
+	}
+	sqltest.Main(m)
+}
 
 // rig is a gateway that runs from a configuration file.
 type rig struct {

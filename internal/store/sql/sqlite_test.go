@@ -621,3 +621,30 @@ func BenchmarkRead(b *testing.B) {
 		}
 	}
 }
+
+// TestDamagedFileIsMovedAway as the error asks for: nobody writes, because reads fail,
+// and it is noticed all the same.
+func TestDamagedFileIsMovedAway(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "spillway.db")
+	s, _ := open(t, sql.Default(), dir)
+	if err := put(t.Context(), s.Shard(0), 1, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".damaged"); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, "readers know that there is no file", func() bool {
+		_, err := get(t.Context(), s.Shard(0), 1)
+		return errors.Is(err, sql.ErrAbsent)
+	})
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("a file was made for a read: %v", err)
+	}
+	if err := put(t.Context(), s.Shard(0), 1, "y"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := get(t.Context(), s.Shard(0), 1); got != "y" || err != nil {
+		t.Errorf("got %q and %v, want what is in the new file", got, err)
+	}
+}

@@ -287,14 +287,8 @@ func (w *writer) release() {
 
 // ready opens the file, and makes it and its tables where they are missing.
 func (w *writer) ready(ctx context.Context) error {
-	if w.file != nil {
-		info, err := os.Stat(w.path)
-		if err == nil && os.SameFile(info, w.file) {
-			return nil
-		}
-		w.log.WarnContext(ctx, "the database's file was taken away; a new one is made", "error", err)
-		w.shut()
-		w.gate.set(fmt.Errorf("%s: %w", w.name, errMoved), false)
+	if w.file != nil && !w.leaveMoved(ctx) {
+		return nil
 	}
 	err := w.make(ctx)
 	if err != nil {
@@ -304,6 +298,18 @@ func (w *writer) ready(ctx context.Context) error {
 	}
 	w.gate.set(nil, false)
 	return nil
+}
+
+// leaveMoved closes a file that is not where it was, and says whether that is so.
+func (w *writer) leaveMoved(ctx context.Context) bool {
+	info, err := os.Stat(w.path)
+	if err == nil && os.SameFile(info, w.file) {
+		return false
+	}
+	w.log.WarnContext(ctx, "the database's file was taken away; the next write makes a new one where there is none", "error", err)
+	w.shut()
+	w.gate.set(fmt.Errorf("%s: %w", w.name, errMoved), false)
+	return true
 }
 
 // make opens the file and makes what is missing.
@@ -367,8 +373,13 @@ func touch(path string) error {
 }
 
 // rest uses a quiet time: the write-ahead log is moved into the file, which waits
-// for nobody.
+// for nobody. A file that was taken away is noticed, as readers of the old one may
+// fail, and keep those who would write away.
 func (w *writer) rest(ctx context.Context) {
+	if w.file != nil && w.leaveMoved(ctx) {
+		w.begin(ctx)
+		return
+	}
 	if w.file == nil {
 		if exists(w.path) && w.path != "" {
 			w.begin(ctx) // another process has made it, or what was wrong is not any more
