@@ -94,15 +94,15 @@ func (f *flight) abandon() {
 // refuse answers with an error. An answer of the upstream that is the client's
 // own fault is passed on as it is.
 func (f *flight) refuse(err error) *inference.Record {
-	if failure, ok := errors.AsType[*inference.Failure](err); ok {
+	e, told := err.(*inference.Error) // as it is, though a failure may be its cause
+	if failure, ok := errors.AsType[*inference.Failure](err); ok && !told {
 		if failure.Head != nil && !f.begun && f.ctx.Err() == nil {
 			f.passOn(failure)
 			return &f.rec
 		}
-		err = f.clientError(failure)
+		e, told = f.clientError(failure), true
 	}
-	e, ok := errors.AsType[*inference.Error](err)
-	if !ok {
+	if !told && !errors.As(err, &e) {
 		e = inference.Errorf(inference.CodeInternal, "internal error")
 		e.Err = err
 	}

@@ -30,10 +30,14 @@ func (f *flight) share(known Known) *inference.Record {
 		}
 		return f.refuseUnkept()
 	}
-	var failed *inference.Error // of the flight before
+	var failed *inference.Error // of the flight before, in which there was this seat
+	var before *seat
 	for {
-		s := f.g.sharing.board(f, known, failed != nil)
+		s := f.g.sharing.board(f, known, before)
 		if s == nil {
+			if s := known.Fetch(f.ctx); s != nil && s.Fresh { // of the flight in its place, which is over
+				return f.replay(s, known)
+			}
 			return f.refuseShared(failed, old, known)
 		}
 		stored, err := f.ride(s)
@@ -52,7 +56,7 @@ func (f *flight) share(known Known) *inference.Record {
 			if broken != nil {
 				return f.refuse(broken)
 			}
-			f.plan, failed = plan, err
+			f.plan, failed, before = plan, err, s
 			continue
 		}
 		return f.refuseShared(err, old, known)
@@ -91,7 +95,9 @@ func (f *flight) mayGoOn(err *inference.Error, led bool) bool {
 
 // refuseUnkept answers a client that wants a kept answer or none.
 func (f *flight) refuseUnkept() *inference.Record {
-	return f.refuse(inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else"))
+	e := inference.Errorf(inference.CodeNotCached, "the answer is not in the cache, and the request asks for nothing else")
+	e.NoRetry = true // SDKs would ask for a 504 again, and nobody answers it meanwhile
+	return f.refuse(e)
 }
 
 // refuseShared answers with an error, or with an old answer where that is better

@@ -21,7 +21,9 @@ type shelf struct {
 	mu     sync.Mutex
 	stored map[[32]byte]*inference.Stored
 	deep   map[[32]byte]*inference.Stored // found by Fetch alone
+	fetch  func()                         // called by Fetch before it looks; nil is nothing
 	kept   int
+	asked  []string // the questions of what was kept
 }
 
 // newShelf is an empty cache for the rig.
@@ -64,6 +66,9 @@ func (b *book) Stored(time.Time) *inference.Stored { return b.find(b.shelf.store
 
 // Fetch implements gateway.Known.
 func (b *book) Fetch(context.Context) *inference.Stored {
+	if b.shelf.fetch != nil && !b.req.Cache.NoCache {
+		b.shelf.fetch()
+	}
 	if s := b.find(b.shelf.stored); s != nil {
 		return s
 	}
@@ -77,14 +82,19 @@ func (b *book) find(m map[[32]byte]*inference.Stored) *inference.Stored {
 	if b.req.Cache.NoCache {
 		return nil
 	}
-	return m[b.key]
+	s := m[b.key]
+	if s != nil && b.req.Cache.HasMaxAge && s.Age > b.req.Cache.MaxAge {
+		return nil
+	}
+	return s
 }
 
 // Keep implements gateway.Known.
-func (b *book) Keep(_ *inference.Request, model string, t *inference.Transcript) {
+func (b *book) Keep(req *inference.Request, model string, t *inference.Transcript) {
 	b.shelf.mu.Lock()
 	defer b.shelf.mu.Unlock()
 	b.shelf.kept++
+	b.shelf.asked = append(b.shelf.asked, wire.Question(req))
 	b.shelf.stored[b.key] = &inference.Stored{Transcript: t, Level: "shelf:" + model, Fresh: true}
 }
 
@@ -206,6 +216,7 @@ func TestTwinsCostOneGeneration(t *testing.T) {
 			coalesced++
 		}
 	}
+	r.atRest()
 	if coalesced != clients-1 || s.kept != 1 {
 		t.Errorf("%d coalesced, %d kept", coalesced, s.kept)
 	}
@@ -295,7 +306,7 @@ func TestAFailedLeaderDoesNotFailItsFollowers(t *testing.T) {
 	for i := range readers {
 		wg.Go(func() { readers[i] = r.serve(t.Context(), rebuilt, nil) })
 	}
-	testkit.Eventually(t, "all have joined", func() bool { return r.gateway.Sharing() == clients })
+	testkit.Eventually(t, "all have joined", func() bool { return r.gateway.Sharing() == clients && r.gateway.Held() > 0 })
 	close(joined)
 	wg.Wait()
 	for _, c := range readers {

@@ -49,14 +49,16 @@ type shared struct {
 	whole  bool // its first reader wants the answer in one piece
 	landed chan struct{}
 
+	retried bool        // another flight was begun in its place; guarded by the list's mutex
 	claimed atomic.Bool // a reader has taken the record
 	urgent  urgency
 }
 
-// board takes a seat in the flight of the request's twins, or starts it. again says
-// that it would be another try; nil is that the retry budget does not allow that.
-func (s *sharing) board(f *flight, known Known, again bool) *seat {
-	one := s.enter(f, known, again)
+// board takes a seat in the flight of the request's twins, or starts it. before is the
+// reader's seat in a flight that failed, for which there is one more, that the retry
+// budget has to allow: nil says that there is none, or none any more.
+func (s *sharing) board(f *flight, known Known, before *seat) *seat {
+	one := s.enter(f, known, before)
 	if one != nil && one.lead {
 		one.flight.depart(f)
 	}
@@ -64,7 +66,7 @@ func (s *sharing) board(f *flight, known Known, again bool) *seat {
 }
 
 // enter is board up to the start of the flight, which others can join already.
-func (s *sharing) enter(f *flight, known Known, again bool) *seat {
+func (s *sharing) enter(f *flight, known Known, before *seat) *seat {
 	id := twin{known.Key(), f.req.DegradeOK}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,8 +76,12 @@ func (s *sharing) enter(f *flight, known Known, again bool) *seat {
 			return &seat{flight: there, at: at, since: time.Now()}
 		}
 	}
-	if again && !f.set.budget.spend(time.Now()) {
-		return nil
+	if before != nil {
+		failed := before.flight.shared
+		if failed.retried || !f.set.budget.spend(time.Now()) {
+			return nil
+		}
+		failed.retried = true
 	}
 	shared := f.lead(id, known)
 	if s.mu.flights == nil {
