@@ -1,9 +1,12 @@
 // Drives the Anthropic SDK through the gateway: one JSON line per case.
+import { setTimeout as sleep } from "node:timers/promises";
 import Anthropic from "@anthropic-ai/sdk";
 
 const [baseURL, ...cases] = process.argv.slice(2);
 const client = new Anthropic({ baseURL, apiKey: "sk-test" });
 const ask = (model, more = {}) => ({ model, messages: [{ role: "user", content: "Say something." }], max_tokens: 12, ...more });
+
+const weather = [{ name: "weather", input_schema: { type: "object", properties: {} } }];
 
 // stream reads a stream to its end and says what came, and whether it was raised.
 async function stream(body, options, leaveAfter = Infinity) {
@@ -33,8 +36,7 @@ const run = {
   },
   stream: () => stream(ask("sim")),
   async extra() {
-    const tools = [{ name: "weather", input_schema: { type: "object", properties: {} } }];
-    const r = await client.messages.create(ask("tools", { tools, vendor_field: { deep: [1, 2.50, "x"] } }));
+    const r = await client.messages.create(ask("tools", { tools: weather, vendor_field: { deep: [1, 2.50, "x"] } }));
     return { tool: r.content[0].name, arguments: JSON.stringify(r.content[0].input), unknown: r.vendor_answer };
   },
   unknown: () => failing(() => client.messages.create(ask("nobody"))),
@@ -54,10 +56,57 @@ async function failing(call) {
   }
 }
 
+// turn asks once for an answer that the cache keeps, and says what came of it.
+async function turn(kind, question) {
+  const options = kind.startsWith("only") ? { headers: { "Cache-Control": "only-if-cached" } } : undefined;
+  const body = ask("kept", { messages: [{ role: "user", content: question }], temperature: 0, tools: weather });
+  const cache = (response) => response.headers.get("x-spillway-cache");
+  try {
+    if (kind === "one" || kind === "only") {
+      const { data, response } = await client.messages.create(body, options).withResponse();
+      return { cache: cache(response), answer: data, ...view(data) };
+    }
+    const chunks = [];
+    const s = client.messages.stream(body, options).on("streamEvent", (e) => chunks.push(structuredClone(e)));
+    const whole = await s.finalMessage();
+    return { cache: cache(s.response), chunks, ...view(whole) };
+  } catch (err) {
+    if (err.status === undefined) throw err;
+    return { status: err.status, code: err.error?.error?.type };
+  }
+}
+
+// view is what applications read of an answer.
+function view(answer) {
+  const joined = (member) => answer.content.map((b) => b[member] ?? "").join("");
+  const tools = answer.content.filter((b) => b.type === "tool_use").map((b) => ({ id: b.id, name: b.name, arguments: b.input }));
+  return {
+    content: joined("text"), reasoning: joined("thinking"), finish: answer.stop_reason, unknown: answer.vendor_answer,
+    usage: answer.usage.input_tokens + answer.usage.output_tokens, tools: tools.length ? tools : undefined,
+  };
+}
+
+// kept takes the turns of a case in order, those joined by + at the same time. The
+// first turns' answer may still be on its way into the cache: what joins it is asked again.
+async function kept(question, first, ...groups) {
+  const take = (group) => Promise.all(group.split("+").map((kind) => turn(kind, question)));
+  const out = { turns: await take(first), repeats: 0 };
+  for (const group of groups) {
+    let turns = await take(group);
+    for (; turns[0].cache === "coalesced" && out.repeats < 500; out.repeats++) {
+      await sleep(10);
+      turns = await take(group);
+    }
+    out.turns.push(...turns);
+  }
+  return out;
+}
+
 for (const name of cases) {
   let out;
   try {
-    out = await run[name]();
+    const [first, ...rest] = name.split(" ");
+    out = first === "kept" ? await kept(...rest) : await run[name]();
   } catch (err) {
     out = { failure: String(err.stack ?? err) };
   }

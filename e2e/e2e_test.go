@@ -55,6 +55,8 @@ type result struct {
 		Name    string `json:"name"`
 		Message string `json:"message"`
 	} `json:"raised"`
+	Turns   []turn `json:"turns"`
+	Repeats int    `json:"repeats"` // turns that had to be taken again
 }
 
 // sdk is one SDK and how its driver is run.
@@ -90,12 +92,15 @@ func TestSDK(t *testing.T) {
 					names = append(names, c)
 				}
 			}
-			got := drive(t, append(append(argv, st.url+s.base), names...))
+			got := drive(t, slices.Concat(argv, []string{st.url + s.base}, names, keptBy(s)))
 			for _, c := range names {
 				t.Run(c, func(t *testing.T) { st.check(t, s, got[c]) })
 			}
+			for _, c := range keptBy(s) {
+				t.Run(strings.Fields(c)[1], func(t *testing.T) { st.checkKept(t, s, c, got[c]) })
+			}
 			testkit.Eventually(t, "every request is in the access log", func() bool {
-				return len(st.log(t)) == st.logged(s)
+				return len(st.log(t)) == st.logged(s, got)
 			})
 		})
 	}
@@ -247,10 +252,16 @@ func (st *stack) checkBusy(t *testing.T, r *result) {
 }
 
 // logged is the number of requests that reach the gateway's access log.
-func (st *stack) logged(s sdk) int {
+func (st *stack) logged(s sdk, got map[string]*result) int {
 	n := len(cases) - len(s.without) + 2 // busy is tried three times
 	if !slices.Contains(s.without, "models") {
 		n-- // the list of models is no request of a model
+	}
+	for _, c := range keptBy(s) {
+		n += len(turnsOf(c))
+		if r := got[c]; r != nil {
+			n += r.Repeats
+		}
 	}
 	return n
 }
@@ -390,6 +401,7 @@ func startStack(t *testing.T) *stack {
 
 	file := config.Default()
 	file.API.Listen, file.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
+	file.Store.Directory = t.TempDir() // no answers of another gateway, or of the last run
 	file.Usage.AccessLog = st.accessLog
 	file.Telemetry.Log.Level = "error"
 	file.Gateway.KeepAlive.Grace, file.Gateway.KeepAlive.Interval = 50*time.Millisecond, 50*time.Millisecond
@@ -504,6 +516,7 @@ func (st *stack) scripts() map[string]func(*testkit.Exchange) bool {
 			x.End()
 			return true
 		},
+		"kept": st.sayKept,
 		"bad": func(x *testkit.Exchange) bool {
 			if messages(x) {
 				x.JSON(400, `{"type":"error","error":{"type":"invalid_request_error","message":"temperature is hot"}}`)

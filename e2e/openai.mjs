@@ -1,9 +1,13 @@
 // Drives openai-node through the gateway: one JSON line per case.
+import { setTimeout as sleep } from "node:timers/promises";
 import OpenAI from "openai";
+import { ChatCompletionStream } from "openai/lib/ChatCompletionStream";
 
 const [baseURL, ...cases] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "sk-test" });
 const ask = (model, more = {}) => ({ model, messages: [{ role: "user", content: "Say something." }], max_tokens: 12, ...more });
+
+const weather = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
 
 // stream reads a stream to its end and says what came, and whether it was raised.
 async function stream(body, options, leaveAfter = Infinity) {
@@ -53,8 +57,7 @@ const run = {
 
 // tool asks for a call of a tool in one piece.
 async function tool(model, more = {}) {
-  const tools = [{ type: "function", function: { name: "weather", parameters: { type: "object", properties: {} } } }];
-  const r = await client.chat.completions.create(ask(model, { tools, ...more }));
+  const r = await client.chat.completions.create(ask(model, { tools: weather, ...more }));
   const m = r.choices[0].message;
   const call = m.tool_calls[0].function;
   return {
@@ -72,10 +75,62 @@ async function failing(call) {
   }
 }
 
+// turn asks once for an answer that the cache keeps, and says what came of it.
+async function turn(kind, question) {
+  const options = kind.startsWith("only") ? { headers: { "Cache-Control": "only-if-cached" } } : undefined;
+  const body = ask("kept", { messages: [{ role: "user", content: question }], temperature: 0, tools: weather });
+  const cache = (response) => response.headers.get("x-spillway-cache");
+  try {
+    if (kind === "embed") {
+      const { data, response } = await client.embeddings.create({ model: "kept", input: question }).withResponse();
+      return { cache: cache(response), vector: data.data[0].embedding, usage: data.usage.total_tokens };
+    }
+    if (kind === "one" || kind === "only") {
+      const { data, response } = await client.chat.completions.create(body, options).withResponse();
+      return { cache: cache(response), answer: data, reasoning: data.choices[0].message.reasoning_content, ...view(data) };
+    }
+    if (kind === "usage") body.stream_options = { include_usage: true };
+    const { data, response } = await client.chat.completions.create({ ...body, stream: true }, options).withResponse();
+    const chunks = [];
+    const whole = await ChatCompletionStream.fromReadableStream(data.toReadableStream()).on("chunk", (c) => chunks.push(structuredClone(c))).finalChatCompletion();
+    const reasoning = chunks.map((c) => c.choices[0]?.delta.reasoning_content ?? "").join("");
+    return { cache: cache(response), chunks, ...view(whole), reasoning };
+  } catch (err) {
+    if (err.status === undefined) throw err;
+    return { status: err.status, code: err.code };
+  }
+}
+
+// view is what applications read of an answer.
+function view(answer) {
+  const { message, finish_reason } = answer.choices[0];
+  return {
+    content: message.content ?? "", finish: finish_reason, usage: answer.usage?.total_tokens, unknown: answer.vendor_answer,
+    tools: message.tool_calls?.map((c) => ({ id: c.id, name: c.function.name, arguments: JSON.parse(c.function.arguments) })),
+  };
+}
+
+// kept takes the turns of a case in order, those joined by + at the same time. The
+// first turns' answer may still be on its way into the cache: what joins it is asked again.
+async function kept(question, first, ...groups) {
+  const take = (group) => Promise.all(group.split("+").map((kind) => turn(kind, question)));
+  const out = { turns: await take(first), repeats: 0 };
+  for (const group of groups) {
+    let turns = await take(group);
+    for (; turns[0].cache === "coalesced" && out.repeats < 500; out.repeats++) {
+      await sleep(10);
+      turns = await take(group);
+    }
+    out.turns.push(...turns);
+  }
+  return out;
+}
+
 for (const name of cases) {
   let out;
   try {
-    out = await run[name]();
+    const [first, ...rest] = name.split(" ");
+    out = first === "kept" ? await kept(...rest) : await run[name]();
   } catch (err) {
     out = { failure: String(err.stack ?? err) };
   }

@@ -2,12 +2,16 @@
 
 import json
 import sys
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
+from openai.lib.streaming.chat import ChatCompletionStreamState
 
 base_url, cases = sys.argv[1], sys.argv[2:]
 client = openai.OpenAI(base_url=base_url, api_key="sk-test")
+weather = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 
 
 def ask(model, **more):
@@ -52,8 +56,7 @@ def chat():
 
 def tool(model, **more):
     """Asks for a call of a tool in one piece."""
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
-    r = client.chat.completions.create(**ask(model, tools=tools), **more)
+    r = client.chat.completions.create(**ask(model, tools=weather), **more)
     m = r.choices[0].message
     call = m.tool_calls[0].function
     return {
@@ -68,6 +71,71 @@ def tool(model, **more):
 
 def embeddings():
     return {"length": len(client.embeddings.create(model="sim", input="hello").data[0].embedding)}
+
+
+def turn(kind, question):
+    """Asks once for an answer that the cache keeps, and says what came of it."""
+    create = client.chat.completions.with_raw_response.create
+    body = {**ask("kept", temperature=0, tools=weather), "messages": [{"role": "user", "content": question}]}
+    if kind.startswith("only"):
+        body["extra_headers"] = {"Cache-Control": "only-if-cached"}
+    try:
+        if kind == "embed":
+            raw = client.embeddings.with_raw_response.create(model="kept", input=question)
+            r = raw.parse()
+            return {"cache": raw.headers["x-spillway-cache"], "vector": r.data[0].embedding, "usage": r.usage.total_tokens}
+        if kind in ("one", "only"):
+            raw = create(**body)
+            r = raw.parse()
+            return {"cache": raw.headers["x-spillway-cache"], "answer": r.to_dict(mode="json"), **view(r)}
+        if kind == "usage":
+            body["stream_options"] = {"include_usage": True}
+        raw = create(**body, stream=True)
+        chunks, state = [], ChatCompletionStreamState()
+        for chunk in raw.parse():
+            chunks.append(chunk.to_dict(mode="json"))
+            state.handle_chunk(chunk)
+        return {"cache": raw.headers["x-spillway-cache"], "chunks": chunks, **view(state.get_final_completion())}
+    except openai.APIStatusError as err:
+        return {"status": err.status_code, "code": err.code}
+
+
+def view(answer):
+    """What applications read of an answer."""
+    message = answer.choices[0].message
+    return {
+        "content": message.content or "",
+        "finish": answer.choices[0].finish_reason,
+        "usage": answer.usage.total_tokens if answer.usage else None,
+        "unknown": answer.vendor_answer,
+        "reasoning": message.reasoning_content,
+        "tools": [
+            {"id": c.id, "name": c.function.name, "arguments": json.loads(c.function.arguments)}
+            for c in message.tool_calls or []
+        ]
+        or None,
+    }
+
+
+def kept(question, first, *groups):
+    """Takes the turns of a case in order, those joined by + at the same time.
+
+    The first turns' answer may still be on its way into the cache: what joins it is asked again.
+    """
+    with ThreadPoolExecutor() as pool:
+
+        def take(group):
+            return list(pool.map(lambda kind: turn(kind, question), group.split("+")))
+
+        out = {"turns": take(first), "repeats": 0}
+        for group in groups:
+            turns = take(group)
+            while turns[0].get("cache") == "coalesced" and out["repeats"] < 500:
+                out["repeats"] += 1
+                time.sleep(0.01)
+                turns = take(group)
+            out["turns"] += turns
+    return out
 
 
 run = {
@@ -87,7 +155,8 @@ run = {
 
 for name in cases:
     try:
-        result = run[name]()
+        first, *rest = name.split(" ")
+        result = kept(*rest) if first == "kept" else run[name]()
     except Exception:  # the driver reports, the test judges
         result = {"failure": traceback.format_exc()}
     print(json.dumps({"case": name, **result}), flush=True)

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/spillway/spillway/internal/engine"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 // stack is a gateway with its model servers, for one SDK.
@@ -17,10 +19,12 @@ type stack struct {
 	engine    *engine.Engine
 	accessLog string
 	comments  atomic.Int64 // keep-alive comments that clients were sent
+	sent      testkit.Log  // what clients sent the gateway
 
 	bodies struct {
 		sync.Mutex
-		of map[string][]byte
+		of   map[string][]byte
+		kept map[string][]string // by question
 	}
 }
 
@@ -38,8 +42,26 @@ func (st *stack) asked(model string) []byte {
 	return st.bodies.of[model]
 }
 
-// watch is a relay of bytes in front of the gateway that counts its keep-alive
-// comments, which no SDK shows. It ends with the test.
+// keepAsked notes a request for an answer that the cache keeps.
+func (st *stack) keepAsked(question string, body []byte) {
+	st.bodies.Lock()
+	defer st.bodies.Unlock()
+	if st.bodies.kept == nil {
+		st.bodies.kept = make(map[string][]string)
+	}
+	st.bodies.kept[question] = append(st.bodies.kept[question], string(body))
+}
+
+// askedKept are the requests that reached the server with a question.
+func (st *stack) askedKept(question string) []string {
+	st.bodies.Lock()
+	defer st.bodies.Unlock()
+	return slices.Clone(st.bodies.kept[question])
+}
+
+// watch is a relay of bytes in front of the gateway that keeps what clients send,
+// retries and all, and counts the gateway's keep-alive comments, which no SDK shows.
+// It ends with the test.
 func (st *stack) watch(t *testing.T, gateway string) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -63,7 +85,7 @@ func (st *stack) watch(t *testing.T, gateway string) string {
 			mu.Lock()
 			open[client], open[server] = true, true
 			mu.Unlock()
-			wg.Go(func() { relay(server, client, io.Discard) })
+			wg.Go(func() { relay(server, client, &st.sent) })
 			wg.Go(func() { relay(client, server, &commentCounter{n: &st.comments}) })
 		}
 	})

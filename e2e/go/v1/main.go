@@ -22,6 +22,13 @@ func ask(model string, maxTokens int64) openai.ChatCompletionNewParams {
 	}
 }
 
+// weather is the tool of the cases that have one.
+func weather() []openai.ChatCompletionToolParam {
+	return []openai.ChatCompletionToolParam{{Function: shared.FunctionDefinitionParam{
+		Name: "weather", Parameters: shared.FunctionParameters{"type": "object", "properties": map[string]any{}},
+	}}}
+}
+
 func cases(baseURL string) map[string]func(*drive.Result) error {
 	client := openai.NewClient(option.WithBaseURL(baseURL), option.WithAPIKey("sk-test"))
 	ctx := context.Background()
@@ -63,9 +70,7 @@ func cases(baseURL string) map[string]func(*drive.Result) error {
 	// tool asks for a call of a tool in one piece.
 	tool := func(r *drive.Result, model string, o ...option.RequestOption) error {
 		p := ask(model, 12)
-		p.Tools = []openai.ChatCompletionToolParam{{Function: shared.FunctionDefinitionParam{
-			Name: "weather", Parameters: shared.FunctionParameters{"type": "object", "properties": map[string]any{}},
-		}}}
+		p.Tools = weather()
 		a, err := client.Chat.Completions.New(ctx, p, o...)
 		if err != nil {
 			return err
@@ -77,6 +82,9 @@ func cases(baseURL string) map[string]func(*drive.Result) error {
 		return nil
 	}
 	return map[string]func(*drive.Result) error{
+		"kept": func(r *drive.Result) error {
+			return r.Take(func(kind, question string, t *drive.Turn) error { return take(ctx, &client, kind, question, t) })
+		},
 		"models": func(r *drive.Result) error {
 			page, err := client.Models.List(ctx)
 			if err != nil {
