@@ -78,7 +78,7 @@ func (c *Cache) fill(ctx context.Context, level int) {
 			}
 			return
 		}
-		c.write(ctx, level, line.take(batch))
+		c.write(context.WithoutCancel(ctx), level, line.take(batch)) // bounded, and worth waiting for at the end
 	}
 }
 

@@ -237,7 +237,7 @@ func (s *seat) stale() *inference.Stored { return s.flight.shared.tape.left() }
 // answer that the flight found in its place.
 func (s *seat) leave(f *flight) *inference.Stored {
 	from, ended := s.flight.shared.tape.quit(s.at)
-	if last := s.flight.unseat(); last && !ended {
+	if s.flight.unseat() { // the last one sees it land, so that a drain waits for its answer to be kept
 		<-s.flight.shared.landed
 		ended = true
 	}
