@@ -107,5 +107,5 @@ func (a ahead) Run(ctx context.Context, req *inference.Request) error {
 
 // Fresh implements preload.Freshness.
 func (a ahead) Fresh(key [32]byte, until time.Time) bool {
-	return a.cache.Fresh(key, time.Now(), until)
+	return a.cache.Fresh(context.Background(), key, time.Now(), until)
 }

@@ -199,6 +199,7 @@ func (h *Handle) hit(now time.Time) {
 		longer := *e
 		longer.Hits, longer.Expires, longer.Stale = n, expires, expires.Add(h.set.Stale.longest())
 		h.c.count.prolonged.Add(1)
+		h.found = &longer
 		h.c.keep(&longer, allLevels, now)
 	}
 }
@@ -360,11 +361,15 @@ func (h *Handle) Keep(req *inference.Request, model string, t *inference.Transcr
 	h.c.keep(e, allLevels, now)
 }
 
-// Fresh says whether the answer under a key is in memory and stays fresh until the
-// given instant.
-func (c *Cache) Fresh(key [32]byte, now, until time.Time) bool {
-	e, err := c.parts.Memory.Get(context.Background(), key, now)
-	return err == nil && e.Expires.After(until)
+// Fresh says whether the answer under a key is kept and stays fresh until the given
+// instant. It asks the slower levels when memory does not have it, and then waits: it
+// is for work in the background.
+func (c *Cache) Fresh(ctx context.Context, key [32]byte, now, until time.Time) bool {
+	if e, err := c.parts.Memory.Get(ctx, key, now); err == nil && e.Expires.After(until) {
+		return true
+	}
+	f := c.search(ctx, key, lastPatience)
+	return f.entry != nil && f.entry.Key == key && f.entry.Expires.After(until)
 }
 
 // Run fills and sweeps the slower levels until ctx ends. By then no goroutine of

@@ -82,6 +82,29 @@ func (c *Cache) fill(ctx context.Context, level int) {
 	}
 }
 
+// forget takes what a filter means out of the lines, so that it is not written after
+// it was purged. Of the others some may change places.
+func (q *fillQueue) forget(f Filter) {
+	for i := range q.lines {
+		l := &q.lines[i]
+		for range len(l.entries) {
+			select {
+			case e := <-l.entries:
+				if !f.Match(e) {
+					select {
+					case l.entries <- e:
+						continue
+					default: // new ones have taken the room
+						q.dropped.Add(1)
+					}
+				}
+				q.bytes.Add(-int64(e.Size()))
+			default:
+			}
+		}
+	}
+}
+
 // take adds what waits to a batch, up to its size.
 func (l *fillLine) take(batch []*Entry) []*Entry {
 	for len(batch) < fillBatch {

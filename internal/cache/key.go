@@ -21,7 +21,8 @@ func TenantScope(tenant string) string { return "tenant:" + tenant }
 
 // ScopeOf returns whose answers a request may get and whose its own becomes: its
 // tenant's alone, or everybody's where a rule shares. Where there are no tenants,
-// credentials that are passed on to the servers tell clients apart.
+// credentials that may be passed on to the servers tell clients apart: the fields in
+// which the known APIs take keys, and cookies but Spillway's own.
 func ScopeOf(req *inference.Request, shared bool) string {
 	if shared {
 		return SharedScope
@@ -32,17 +33,30 @@ func ScopeOf(req *inference.Request, shared bool) string {
 	}
 	h := sha256.New()
 	found := false
-	for _, name := range [...]string{"Authorization", "X-Api-Key"} {
+	add := func(name, v string) {
+		h.Write([]byte(name + ":" + v + "\n")) // no field has a line feed
+		found = true
+	}
+	for _, name := range [...]string{"Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key"} {
 		for _, v := range req.Header[name] {
-			h.Write([]byte(name + ":" + v + "\n"))
-			found = true
+			add(name, v)
+		}
+	}
+	for _, line := range req.Header["Cookie"] {
+		for cookie := range strings.SplitSeq(line, ";") {
+			if cookie = strings.TrimSpace(cookie); cookie != "" && !strings.HasPrefix(cookie, ownCookies) {
+				add("Cookie", cookie)
+			}
 		}
 	}
 	if found {
-		scope += "/" + hex.EncodeToString(h.Sum(nil)[:8])
+		scope += "/" + hex.EncodeToString(h.Sum(nil)[:16])
 	}
 	return scope
 }
+
+// ownCookies is how the names of Spillway's own cookies begin.
+const ownCookies = "spillway"
 
 // Forms of an answer: which readers one entry can serve.
 const (

@@ -66,8 +66,9 @@ func (l *LevelState) ask(ctx context.Context, level Level) {
 }
 
 // Purge forgets the entries that a filter means in every level, and says how many
-// they were, by level. An error of one level does not keep the others from it. The
-// memory of other gateways is not reached: theirs end with their time.
+// they were, by level. What waits to be written is forgotten too; an answer that is
+// on its way at this moment is kept. An error of one level does not keep the others
+// from it. The memory of other gateways is not reached: theirs end with their time.
 func (c *Cache) Purge(ctx context.Context, f Filter) (map[string]int, error) {
 	removed := make(map[string]int)
 	var errs []error
@@ -78,6 +79,7 @@ func (c *Cache) Purge(ctx context.Context, f Filter) (map[string]int, error) {
 		removed[name] = n
 		errs = append(errs, err)
 	}
+	c.fills.forget(f)
 	for i := len(c.slower) - 1; i >= 0; i-- { // from below, so that nothing is promoted again
 		purge(c.slower[i].name, c.slower[i].Level)
 	}

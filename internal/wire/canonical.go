@@ -50,7 +50,11 @@ func AppendCanonical(dst []byte, req *inference.Request) ([]byte, error) {
 		case slices.Contains(neutral(req.Surface), key):
 			return nil
 		case key == "stream_options":
-			if value = furtherOptions(value); value == nil {
+			further, usage := furtherOptions(value)
+			if usage && req.UsageAt.Len() == 0 {
+				return invalid(key, "'include_usage' is written with escapes")
+			}
+			if value = further; value == nil {
 				return nil
 			}
 		}
@@ -60,22 +64,21 @@ func AppendCanonical(dst []byte, req *inference.Request) ([]byte, error) {
 	return dst, err
 }
 
-// furtherOptions is what canonical stream_options say beside include_usage, or nil.
-func furtherOptions(value []byte) []byte {
-	var rest []byte
-	err := each(value, func(name, v []byte) error {
-		if string(name) != `"include_usage"` {
-			rest = append(append(append(append(rest, name...), ':'), v...), ',')
-		}
-		return nil
-	})
-	if err != nil { // not an object: as it is, and null is none
-		if string(value) == "null" {
+// furtherOptions is what canonical stream_options say beside include_usage, or nil,
+// and whether they have that one. Anything but an object is null.
+func furtherOptions(value []byte) (further []byte, usage bool) {
+	if value[0] != '{' {
+		return nil, false
+	}
+	_ = each(value, func(name, v []byte) error { // it is canonical, so it is well-formed
+		if string(name) == `"include_usage"` {
+			usage = true
 			return nil
 		}
-		return value
-	}
-	return rest
+		further = append(append(append(append(further, name...), ':'), v...), ',')
+		return nil
+	})
+	return further, usage
 }
 
 // maxQuestion is the size of a question for people, in bytes.

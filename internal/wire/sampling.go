@@ -1,13 +1,16 @@
 package wire
 
 import (
+	"bytes"
 	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// readSampling notes what says whether the same request gets the same answer.
+// readSampling notes what says whether the same request gets the same answer. A name
+// with escapes may be that of a member that matters.
 func (s *scanner) readSampling(key []byte, v jsontext.Value) error {
+	s.live = s.live || bytes.IndexByte(key, '\\') >= 0
 	switch string(key) {
 	case "temperature":
 		if v.Kind() == '0' {
@@ -43,7 +46,7 @@ func (s *scanner) readTools(v jsontext.Value) error {
 		}
 		if _, err := d.members(func(name []byte) error {
 			v, err := d.ReadValue()
-			if err == nil && string(name) == `"type"` {
+			if err == nil && (string(name) == `"type"` || bytes.IndexByte(name, '\\') >= 0) {
 				s.live = s.live || string(v) != `"function"` && string(v) != `"custom"`
 			}
 			return err

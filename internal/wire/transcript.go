@@ -3,8 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
-
-	"github.com/go-json-experiment/json/jsontext"
+	"io"
 
 	"github.com/spillway/spillway/internal/inference"
 )
@@ -21,12 +20,10 @@ var (
 // error, or nil.
 func CheckAnswer(surface inference.Surface, t *inference.Transcript) error {
 	if !t.Stream() {
-		switch {
-		case !jsontext.Value(t.Body).IsValid():
-			return errNotJSON
-		case IsErrorBody(t.Body):
-			return errFailed
-		case aborted(t.Body):
+		if err := checkBody(surface, t.Body); err != nil {
+			return err
+		}
+		if aborted(t.Body) {
 			return errAborted
 		}
 		return nil
@@ -50,6 +47,59 @@ func CheckAnswer(surface inference.Surface, t *inference.Transcript) error {
 	}
 	if !ends || int(from) != len(t.Body) {
 		return errNotWhole
+	}
+	return nil
+}
+
+// answerMember is the member that an answer in one piece consists of, in quotes.
+func answerMember(surface inference.Surface) string {
+	switch surface {
+	case inference.Embeddings:
+		return `"data"`
+	case inference.Messages:
+		return `"content"`
+	case inference.Responses:
+		return `"output"`
+	}
+	return `"choices"`
+}
+
+// checkBody is CheckAnswer for an answer in one piece: one object with what the
+// surface's answers consist of, and none of the shapes of errors.
+func checkBody(surface inference.Surface, body []byte) error {
+	d := newDecoder(body)
+	defer d.done()
+	if d.PeekKind() != '{' {
+		return errNotJSON
+	}
+	whole, failed := false, false
+	_, err := d.members(func(name []byte) error {
+		v, err := d.ReadValue()
+		if err != nil {
+			return err
+		}
+		switch string(name) {
+		case `"error"`:
+			failed = failed || v.Kind() != 'n'
+		case `"object"`, `"type"`:
+			failed = failed || string(v) == `"error"`
+		case `"status"`: // of the Responses surface: an answer may also be in progress, or have failed
+			failed = failed || surface == inference.Responses && string(v) != `"completed"` && string(v) != `"incomplete"`
+		case answerMember(surface):
+			whole = v.Kind() == '[' && (surface != inference.Chat && surface != inference.Completions || carries(v))
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return errNotJSON
+	case failed:
+		return errFailed
+	case !whole:
+		return errNotWhole
+	}
+	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+		return errNotJSON
 	}
 	return nil
 }
