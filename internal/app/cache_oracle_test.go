@@ -148,9 +148,8 @@ const (
 // its number among the generations of that question.
 type oracle struct {
 	*testkit.Instance
-	broken atomic.Bool            // it answers with errors
-	middle func(q string, n int)  // called in the middle of each stream; nil is nothing
-	fields atomic.Pointer[string] // header fields of the last request
+	broken atomic.Bool           // it answers with errors
+	middle func(q string, n int) // called in the middle of each stream; nil is nothing
 
 	mu struct {
 		sync.Mutex

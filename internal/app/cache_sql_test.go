@@ -147,7 +147,7 @@ func TestSQLiteMayNotBeWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	config := strings.Replace(b.config(databaseAt("sqlite:"+path)), "cache: {", "cache: {lookup_timeout: 1s, ", 1)
+	config := strings.Replace(b.config(databaseAt("sqlite:"+path)), "lookup_timeout: 50ms", "lookup_timeout: 1s", 1)
 	p := newProcess(t, config, 65534)
 	b.asker = p.rig
 	b.ask(append(known, b.fresh(5)...))
@@ -249,7 +249,7 @@ func TestKilledInTheMiddleOfFills(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "cache.db")
 	b := &bed{T: t, level: "sql", o: newOracle(t, nil)}
-	config := strings.Replace(b.config(databaseAt("sqlite:"+path)), "cache: {", "cache: {lookup_timeout: 1s, ", 1)
+	config := strings.Replace(b.config(databaseAt("sqlite:"+path)), "lookup_timeout: 50ms", "lookup_timeout: 1s", 1)
 	p := newProcess(t, config, 0)
 	stop := make(chan struct{})
 	var mu sync.Mutex
