@@ -110,7 +110,7 @@ func (r *relayed) takeWhole(v view) (done bool, err *inference.Error) {
 		r.parts = wire.NewAssembler(r.f.req.Surface)
 	}
 	if r.parts != nil {
-		if err := addEvents(r.parts, v.part); err != nil {
+		if err := r.parts.AddEvents(v.part); err != nil {
 			return true, r.stop(brokenAnswer(err))
 		}
 	}
@@ -132,7 +132,7 @@ func (r *relayed) takeWhole(v view) (done bool, err *inference.Error) {
 	}
 	r.begun = true
 	head := *v.head
-	head.Stream, head.Length, head.Fields = false, int64(len(body)), onePieceFields(r.fields(v.head))
+	head.Stream, head.Length, head.Fields = false, int64(len(body)), wire.OnePieceFields(r.fields(v.head))
 	if err := r.f.replayBody(&head, body); err != nil {
 		return true, r.stop(r.f.gone(err))
 	}
@@ -143,22 +143,6 @@ func (r *relayed) takeWhole(v view) (done bool, err *inference.Error) {
 // brokenAnswer is the failure of events from which no answer can be made.
 func brokenAnswer(err error) *inference.Failure {
 	return &inference.Failure{Verdict: inference.VerdictBroken, Reason: "malformed_event", Err: err}
-}
-
-// addEvents adds a run of whole events.
-func addEvents(a *wire.Assembler, p []byte) error {
-	for len(p) > 0 {
-		n := wire.EventEnd(p)
-		data := wire.EventData(p[:n])
-		p = p[n:]
-		if data == nil || string(data) == "[DONE]" {
-			continue
-		}
-		if err := a.Add(data); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // fields are the head's, and what the cache did.

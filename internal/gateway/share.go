@@ -151,7 +151,7 @@ func (f *flight) replay(s *inference.Stored, known Known) *inference.Record {
 				return f.refuse(err)
 			}
 		}
-		head.Length, head.Fields = int64(len(whole)), onePieceFields(fields)
+		head.Length, head.Fields = int64(len(whole)), wire.OnePieceFields(fields)
 		err = f.replayBody(head, whole)
 	default:
 		err = f.replayBody(head, s.Body)
@@ -217,18 +217,4 @@ func (f *flight) pause(d time.Duration) error {
 	case <-f.ctx.Done():
 		return f.ctx.Err()
 	}
-}
-
-// onePieceFields are the header fields of an answer in one piece that is made from a
-// stream with the given ones.
-func onePieceFields(fields []inference.HeaderField) []inference.HeaderField {
-	out := append(make([]inference.HeaderField, 0, len(fields)+1), inference.HeaderField{Name: "Content-Type", Value: "application/json"})
-	for _, h := range fields {
-		switch h.Name {
-		case "Content-Type", "Cache-Control", "X-Accel-Buffering": // of the stream
-		default:
-			out = append(out, h)
-		}
-	}
-	return out
 }

@@ -29,15 +29,7 @@ func (a *Answer) beginRebuilt() {
 	}
 	a.rebuilt.parts = wire.NewAssembler(a.req.Surface)
 	h.Stream, h.Length = false, -1
-	fields := []inference.HeaderField{{Name: "Content-Type", Value: "application/json"}}
-	for _, f := range h.Fields {
-		switch f.Name {
-		case "Content-Type", "Cache-Control", "X-Accel-Buffering": // of the stream
-		default:
-			fields = append(fields, f)
-		}
-	}
-	h.Fields = fields
+	h.Fields = wire.OnePieceFields(h.Fields)
 }
 
 // rebuiltBody is Body for such an answer. Nothing of it is there before all of it

@@ -124,16 +124,38 @@ func aborted(raw []byte) bool {
 // the server would have given to a client that wants no stream.
 func Assemble(surface inference.Surface, t *inference.Transcript) ([]byte, error) {
 	a := NewAssembler(surface)
-	from := uint32(0)
-	for _, m := range t.Marks {
-		data := EventData(t.Body[from:m.End])
-		from = m.End
+	if err := a.AddEvents(t.Body); err != nil {
+		return nil, err
+	}
+	return a.Answer()
+}
+
+// AddEvents adds a run of whole events, as they came.
+func (a *Assembler) AddEvents(p []byte) error {
+	for len(p) > 0 {
+		n := EventEnd(p)
+		data := EventData(p[:n])
+		p = p[n:]
 		if data == nil || string(data) == "[DONE]" {
 			continue
 		}
 		if err := a.Add(data); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return a.Answer()
+	return nil
+}
+
+// OnePieceFields are the header fields of an answer in one piece that is made from a
+// stream with the given ones.
+func OnePieceFields(fields []inference.HeaderField) []inference.HeaderField {
+	out := append(make([]inference.HeaderField, 0, len(fields)+1), inference.HeaderField{Name: "Content-Type", Value: "application/json"})
+	for _, h := range fields {
+		switch h.Name {
+		case "Content-Type", "Cache-Control", "X-Accel-Buffering": // of the stream
+		default:
+			out = append(out, h)
+		}
+	}
+	return out
 }
