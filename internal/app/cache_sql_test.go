@@ -280,7 +280,7 @@ func TestKilledInTheMiddleOfFills(t *testing.T) {
 	again := newProcess(t, config, 0)
 	hits, last := 0, asked[max(0, len(asked)-200):]
 	for _, q := range append(asked[:50:50], last...) {
-		switch got := again.wants(q, ""); {
+		switch got := again.wants(q, streamed); {
 		case got.cache() == "hit" && got.n == 1:
 			hits++
 		case got.cache() == "hit" && got.level() == "memory", got.cache() == "miss" && got.n == 2:
