@@ -40,6 +40,7 @@ type WarmItem struct {
 	Surface string // chat, completions, embeddings, messages or responses
 	Tenant  string // who will ask; "" is nobody in particular
 	Body    []byte
+	Broken  error // why the line is no request; nil: it is one
 }
 
 // WarmResult is what became of it.
@@ -53,19 +54,20 @@ type WarmResult struct {
 
 // CacheEntry is an entry as GET /admin/cache/entries/{key} shows it.
 type CacheEntry struct {
-	Level    string          `json:"level"`
-	Scope    string          `json:"scope"`
-	Model    string          `json:"model"`
-	Surface  string          `json:"surface"`
-	Question string          `json:"question"`
-	Stored   time.Time       `json:"stored"`
-	Expires  time.Time       `json:"expires"`
-	Stale    time.Time       `json:"stale"`
-	Hits     uint32          `json:"hits"`
-	Bytes    int             `json:"bytes"`  // in memory
-	Events   int             `json:"events"` // 0: an answer in one piece
-	Usage    inference.Usage `json:"usage"`
-	Body     string          `json:"body,omitempty"` // with ?body=true
+	Level    string    `json:"level"`
+	Scope    string    `json:"scope"`
+	Model    string    `json:"model"`
+	Surface  string    `json:"surface"`
+	Question string    `json:"question"`
+	Stored   time.Time `json:"stored"`
+	Expires  time.Time `json:"expires"`
+	Stale    time.Time `json:"stale"`
+	Hits     uint32    `json:"hits"`
+	Bytes    int       `json:"bytes"`  // in memory
+	Events   int       `json:"events"` // 0: an answer in one piece
+	Prompt   int64     `json:"prompt_tokens"`
+	Output   int64     `json:"completion_tokens"`
+	Body     string    `json:"body,omitempty"` // with ?body=true
 }
 
 // cacheState answers GET /admin/cache.
@@ -88,7 +90,8 @@ func (s *Server) cacheEntries(w http.ResponseWriter, r *http.Request) {
 		e := f.Entry
 		shown := CacheEntry{
 			Level: f.Level, Scope: e.Scope, Model: e.Model, Surface: e.Surface.String(), Question: e.Question,
-			Stored: e.Stored, Expires: e.Expires, Stale: e.Stale, Hits: e.Hits, Bytes: e.Size(), Events: len(e.Answer.Marks), Usage: e.Answer.Usage,
+			Stored: e.Stored, Expires: e.Expires, Stale: e.Stale, Hits: e.Hits, Bytes: e.Size(), Events: len(e.Answer.Marks),
+			Prompt: e.Answer.Usage.PromptTokens, Output: e.Answer.Usage.CompletionTokens,
 		}
 		if body {
 			shown.Body = string(bytes.ToValidUTF8(e.Answer.Body, []byte(string(utf8.RuneError))))
@@ -211,33 +214,28 @@ type warmList struct {
 	err     error
 }
 
-// items yields the requests, one a line that is not empty. A line that is no request
-// ends the list.
+// items yields the requests, one a line that is not empty, those that are broken too.
+// A line that is too long ends the list, since the next one cannot be found.
 func (l *warmList) items(yield func(WarmItem) bool) {
 	for {
 		_ = l.control.SetReadDeadline(time.Now().Add(warmPatience)) // not in tests without a connection
-		if !l.from.Scan() {
-			l.err = l.from.Err()
+		more := l.from.Scan()
+		if l.err = l.from.Err(); !more && l.err == nil {
 			return
 		}
 		l.item.Line++
-		line := bytes.TrimSpace(l.from.Bytes())
-		if len(line) == 0 {
-			continue
-		}
-		item, err := l.parse(bytes.Clone(line))
-		if err != nil {
-			l.err = err
+		if l.err != nil {
 			return
 		}
-		if !yield(item) {
+		line := bytes.TrimSpace(l.from.Bytes())
+		if len(line) > 0 && !yield(l.parse(bytes.Clone(line))) {
 			return
 		}
 	}
 }
 
 // parse reads a line: a request's body, or an object with a body and whose it is.
-func (l *warmList) parse(line []byte) (WarmItem, error) {
+func (l *warmList) parse(line []byte) WarmItem {
 	item := l.item
 	var v struct {
 		Surface *string         `json:"surface"`
@@ -245,11 +243,12 @@ func (l *warmList) parse(line []byte) (WarmItem, error) {
 		Body    json.RawMessage `json:"body"`
 	}
 	if err := json.Unmarshal(line, &v); err != nil {
-		return item, fmt.Errorf("line %d: %w", item.Line, err)
+		item.Broken = err
+		return item
 	}
 	if v.Body == nil {
 		item.Body = line
-		return item, nil
+		return item
 	}
 	item.Body = v.Body
 	if v.Surface != nil {
@@ -258,5 +257,5 @@ func (l *warmList) parse(line []byte) (WarmItem, error) {
 	if v.Tenant != nil {
 		item.Tenant = *v.Tenant
 	}
-	return item, nil
+	return item
 }

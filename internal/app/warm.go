@@ -37,21 +37,23 @@ var errNotKept = errors.New("its answer is not kept: it needs temperature 0 or a
 
 // Warm implements admin.Cache.
 func (c operatedCache) Warm(ctx context.Context, items iter.Seq[admin.WarmItem], report func(admin.WarmResult)) error {
-	var mu sync.Mutex // of lines, and of report: refusals come from this goroutine
-	lines := make(map[[32]byte][]int)
+	var mu sync.Mutex               // of lines, and of report: refusals come from this goroutine
+	lines := make(map[[32]byte]int) // of what is being asked
 	ready := func(yield func(preload.Item) bool) {
 		for item := range items {
 			known, err := c.warmable(ctx, item)
-			if err != nil {
-				mu.Lock()
-				report(admin.WarmResult{Line: item.Line, Outcome: "refused", Error: err.Error()})
-				mu.Unlock()
-				continue
-			}
 			mu.Lock()
-			lines[known.Key] = append(lines[known.Key], item.Line)
+			_, twice := lines[known.Key]
+			switch {
+			case err != nil:
+				report(admin.WarmResult{Line: item.Line, Outcome: "refused", Error: err.Error()})
+			case twice:
+				report(admin.WarmResult{Line: item.Line, Outcome: string(preload.Twice), Key: cache.Key(known.Key).String()})
+			default:
+				lines[known.Key] = item.Line
+			}
 			mu.Unlock()
-			if !yield(known) {
+			if err == nil && !twice && !yield(known) {
 				return
 			}
 		}
@@ -59,11 +61,8 @@ func (c operatedCache) Warm(ctx context.Context, items iter.Seq[admin.WarmItem],
 	return c.preload.Warm(ctx, ready, func(r preload.Result) {
 		mu.Lock()
 		defer mu.Unlock()
-		of := lines[r.Key]
-		res := admin.WarmResult{Line: of[0], Outcome: string(r.Outcome), Key: cache.Key(r.Key).String(), TookMS: r.Took.Milliseconds()}
-		if lines[r.Key] = of[1:]; len(of) == 1 {
-			delete(lines, r.Key)
-		}
+		res := admin.WarmResult{Line: lines[r.Key], Outcome: string(r.Outcome), Key: cache.Key(r.Key).String(), TookMS: r.Took.Milliseconds()}
+		delete(lines, r.Key)
 		if r.Err != nil {
 			res.Error = r.Err.Error()
 		}
@@ -74,6 +73,9 @@ func (c operatedCache) Warm(ctx context.Context, items iter.Seq[admin.WarmItem],
 // warmable makes the request of a line, as its tenant would send it, and finds its
 // key.
 func (a *App) warmable(ctx context.Context, item admin.WarmItem) (preload.Item, error) {
+	if item.Broken != nil {
+		return preload.Item{}, item.Broken
+	}
 	surface, ok := inference.ParseSurface(item.Surface)
 	if !ok {
 		return preload.Item{}, fmt.Errorf("unknown surface %q", item.Surface)

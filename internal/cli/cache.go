@@ -134,14 +134,18 @@ it is fresh. Keys stand in the list of recent questions in Redis, and in what
 				Entries []admin.CacheEntry `json:"entries"`
 				Warning string             `json:"warning"`
 			}
-			if printed, err := o.get(c.Context(), http.MethodGet, path, nil, &v); printed || err != nil {
+			printed, err := o.get(c.Context(), http.MethodGet, path, nil, &v)
+			if err != nil {
 				return err
 			}
 			if v.Warning != "" {
 				fmt.Fprintln(env.Stderr, "spillway: warning:", v.Warning)
 			}
-			if len(v.Entries) == 0 {
+			switch {
+			case len(v.Entries) == 0:
 				return errors.New("no level has an entry under this key")
+			case printed:
+				return nil
 			}
 			return writeEntries(env.Stdout, v.Entries)
 		},
@@ -176,7 +180,7 @@ func writeEntries(w io.Writer, entries []admin.CacheEntry) error {
 		row("kept", "until "+e.Stale.UTC().Format(time.RFC3339))
 		row("hits", fmt.Sprintf("%d when it was written", e.Hits))
 		row("size", fmt.Sprintf("%d bytes, %d events", e.Bytes, e.Events))
-		row("tokens", fmt.Sprintf("%d prompt, %d completion", e.Usage.PromptTokens, e.Usage.CompletionTokens))
+		row("tokens", fmt.Sprintf("%d prompt, %d completion", e.Prompt, e.Output))
 		if e.Body != "" {
 			b.WriteString(e.Body)
 			if !strings.HasSuffix(e.Body, "\n") {
@@ -218,7 +222,8 @@ several gateways run, the memory of each is its own: purge each of them.`,
 				Removed map[string]int `json:"removed"`
 				Warning string         `json:"warning"`
 			}
-			if printed, err := o.get(c.Context(), http.MethodPost, "cache/purge", body, &v); printed || err != nil {
+			printed, err := o.get(c.Context(), http.MethodPost, "cache/purge", body, &v)
+			if err != nil {
 				return err
 			}
 			levels := make([]string, 0, len(v.Removed))
@@ -226,7 +231,9 @@ several gateways run, the memory of each is its own: purge each of them.`,
 				levels = append(levels, fmt.Sprintf("%s: %d", l, n))
 			}
 			slices.Sort(levels)
-			fmt.Fprintf(env.Stdout, "removed %s\n", strings.Join(levels, ", "))
+			if !printed {
+				fmt.Fprintf(env.Stdout, "removed %s\n", strings.Join(levels, ", "))
+			}
 			if v.Warning != "" {
 				return errors.New(v.Warning)
 			}
@@ -296,7 +303,7 @@ func (o *operator) warm(ctx context.Context, path string, list io.Reader) error 
 		return o.refusal(resp.StatusCode, answer, "cache")
 	}
 	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, maxAnswer)
+	lines.Buffer(nil, maxLine)
 	outcomes := make(map[string]int)
 	for lines.Scan() {
 		var r admin.WarmResult

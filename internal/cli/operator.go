@@ -21,7 +21,8 @@ import (
 const (
 	adminTokenEnv = "SPILLWAY_ADMIN_TOKEN"
 	adminTimeout  = 15 * time.Second // behind the gateway's own for a body
-	maxAnswer     = 1 << 20          // bytes
+	maxAnswer     = 256 << 20        // bytes; entries can be printed with all of their text
+	maxLine       = 1 << 20          // bytes of an answer that comes line by line
 	maxComplaint  = 300              // bytes of it in a message
 )
 
