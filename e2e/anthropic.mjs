@@ -86,12 +86,14 @@ function view(answer) {
   };
 }
 
-// kept takes the turns of a case in order, those joined by + at the same time. The
-// first turns' answer may still be on its way into the cache: what joins it is asked again.
+// kept takes the turns of a case in order, those joined by + at the same time, with a
+// moment between, in which a generation ends whose client left at the terminal event.
+// Its answer may still be on its way into the cache: what joins it is asked again.
 async function kept(question, first, ...groups) {
   const take = (group) => Promise.all(group.split("+").map((kind) => turn(kind, question)));
   const out = { turns: await take(first), repeats: 0 };
   for (const group of groups) {
+    await sleep(50);
     let turns = await take(group);
     for (; turns[0].cache === "coalesced" && out.repeats < 500; out.repeats++) {
       await sleep(10);

@@ -101,7 +101,7 @@ func (st *stack) checkKept(t *testing.T, s sdk, arg string, r *result) {
 	}
 	for i, group := range words[2:] {
 		kinds := strings.Split(group, "+")
-		misses := 0
+		misses, untold := 0, 0
 		for j, kind := range kinds {
 			got := turns[j]
 			how, _, _ := strings.Cut(got.Cache, ";")
@@ -114,6 +114,8 @@ func (st *stack) checkKept(t *testing.T, s sdk, arg string, r *result) {
 				want.Cache = how
 			case i == 0 && how == string(inference.CacheCoalesced) && len(kinds) > 1:
 				want.Cache = how
+			case i == 0 && how == "" && want.Answer == nil && want.Vector == nil: // keep-alive comments have begun the stream
+				untold++
 			default: // also a twin that was held up for longer than the generation took
 				want.Cache = string(inference.CacheHit)
 			}
@@ -121,7 +123,7 @@ func (st *stack) checkKept(t *testing.T, s sdk, arg string, r *result) {
 				t.Errorf("turn %d, %s (-want +got):\n%s", i+1, kind, diff)
 			}
 		}
-		if i == 0 && misses != generations {
+		if i == 0 && (misses > generations || misses+untold < generations) {
 			t.Errorf("%d of the first turns were misses, want %d", misses, generations)
 		}
 		turns = turns[len(kinds):]

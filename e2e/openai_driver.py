@@ -120,7 +120,8 @@ def view(answer):
 def kept(question, first, *groups):
     """Takes the turns of a case in order, those joined by + at the same time.
 
-    The first turns' answer may still be on its way into the cache: what joins it is asked again.
+    Between them is a moment, in which a generation ends whose client left at the terminal event.
+    Its answer may still be on its way into the cache: what joins it is asked again.
     """
     with ThreadPoolExecutor() as pool:
 
@@ -129,6 +130,7 @@ def kept(question, first, *groups):
 
         out = {"turns": take(first), "repeats": 0}
         for group in groups:
+            time.sleep(0.05)
             turns = take(group)
             while turns[0].get("cache") == "coalesced" and out["repeats"] < 500:
                 out["repeats"] += 1

@@ -84,12 +84,16 @@ func Main(cases func(baseURL string) map[string]func(*Result) error) {
 }
 
 // Take takes the turns that stand behind the case's name and its question: in order,
-// those joined by + at the same time. The first turns' answer may still be on its way
-// into the cache: what joins it is asked again. Take returns the first error.
+// those joined by + at the same time, with a moment between, in which a generation
+// ends whose client left at the terminal event. Its answer may still be on its way into
+// the cache: what joins it is asked again. Take returns the first error.
 func (r *Result) Take(turn func(kind, question string, t *Turn) error) error {
 	words := strings.Fields(r.Case)
 	for i, group := range words[2:] {
 		ask := func(kind string, t *Turn) error { return turn(kind, words[1], t) }
+		if i > 0 {
+			time.Sleep(50 * time.Millisecond)
+		}
 		turns, err := together(strings.Split(group, "+"), ask)
 		for err == nil && i > 0 && turns[0].Cache == "coalesced" && r.Repeats < 500 {
 			r.Repeats++
