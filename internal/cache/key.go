@@ -79,6 +79,10 @@ func formOf(req *inference.Request) byte {
 // canonical holds the buffers in which bodies are brought into one form.
 var canonical = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
+// keptBuffer is the largest of those buffers that is used again, in bytes: twice a
+// body's size is needed.
+const keptBuffer = 512 << 10
+
 // version is hashed into every key: what changes the meaning of a key changes it.
 const version = "spillway answer 1"
 
@@ -109,7 +113,7 @@ func KeyOf(req *inference.Request, scope, model string, vary []string) (Key, err
 	}
 	text("")
 	b, err := wire.AppendCanonical(b, req)
-	if cap(b) <= 64<<10 {
+	if cap(b) <= keptBuffer {
 		*bp = b
 	}
 	if err != nil {

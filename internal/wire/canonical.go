@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 
@@ -36,9 +35,12 @@ func neutral(surface inference.Surface) []string {
 // passed ScanRequest. A body that hides one of these names behind escapes is
 // refused: servers may not agree on what it asks for.
 func AppendCanonical(dst []byte, req *inference.Request) ([]byte, error) {
-	v := jsontext.Value(bytes.Clone(req.Body))
+	at := len(dst)
+	dst = append(slices.Grow(dst, 2*len(req.Body)+16), req.Body...) // the copy that is brought into order stands in front of what is made of it
+	from := len(dst)
+	v := jsontext.Value(dst[at:from:from])
 	if err := v.Canonicalize(jsontext.CanonicalizeRawInts(false), jsontext.CanonicalizeRawFloats(false)); err != nil {
-		return dst, syntaxError(err)
+		return dst[:at], syntaxError(err)
 	}
 	err := each(v, func(name, value []byte) error {
 		key := string(name[1 : len(name)-1])
@@ -61,7 +63,7 @@ func AppendCanonical(dst []byte, req *inference.Request) ([]byte, error) {
 		dst = append(append(append(append(dst, name...), ':'), value...), ',')
 		return nil
 	})
-	return dst, err
+	return append(dst[:at], dst[from:]...), err
 }
 
 // furtherOptions is what canonical stream_options say beside include_usage, or nil,
