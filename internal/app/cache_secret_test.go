@@ -53,6 +53,7 @@ func TestSecretsAndQuestionsStayWhereTheyBelong(t *testing.T) {
 				credential = "Authorization: Bearer " + key
 			}
 			r := newRig(t, text(o.all(), sections...))
+			testkit.Eventually(t, "Redis is connected, before anybody asks", func() bool { return strings.Contains(r.errs.String(), "connected to Redis") })
 			for name, surface := range surfaces {
 				for _, more := range []string{"", streamed} {
 					if more != "" && surface.events == nil {
