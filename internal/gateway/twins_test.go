@@ -808,7 +808,7 @@ func TestEachAttemptIsRecordedOnce(t *testing.T) {
 				return true
 			}
 			return long(6, func(i int) {
-				time.Sleep(300 * time.Microsecond)
+				<-time.After(300 * time.Microsecond)
 			})(x)
 		})
 		r := newRig(t, nil, one)
@@ -832,7 +832,7 @@ func TestEachAttemptIsRecordedOnce(t *testing.T) {
 			if random.IntN(2) == 0 {
 				time.AfterFunc(time.Duration(random.IntN(4000))*time.Microsecond, all[i].cancel)
 			}
-			time.Sleep(time.Duration(random.IntN(400)) * time.Microsecond)
+			<-time.After(time.Duration(random.IntN(400)) * time.Microsecond)
 		}
 		for _, a := range all {
 			<-a.done
