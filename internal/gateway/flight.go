@@ -94,7 +94,7 @@ func (f *flight) abandon() {
 // refuse answers with an error. An answer of the upstream that is the client's
 // own fault is passed on as it is.
 func (f *flight) refuse(err error) *inference.Record {
-	e, told := err.(*inference.Error) // as it is, though a failure may be its cause
+	e, told := errors.AsType[*inference.Error](err) // as it is, though a failure may be its cause
 	if failure, ok := errors.AsType[*inference.Failure](err); ok && !told {
 		if failure.Head != nil && !f.begun && f.ctx.Err() == nil {
 			f.passOn(failure)
@@ -102,7 +102,7 @@ func (f *flight) refuse(err error) *inference.Record {
 		}
 		e, told = f.clientError(failure), true
 	}
-	if !told && !errors.As(err, &e) {
+	if !told {
 		e = inference.Errorf(inference.CodeInternal, "internal error")
 		e.Err = err
 	}

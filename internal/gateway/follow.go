@@ -83,10 +83,13 @@ func (r *relayed) take(v view) (done bool, err *inference.Error) {
 	return false, nil
 }
 
+// maxSaid is as much of a body as noStream looks at, in bytes.
+const maxSaid = 16 << 10
+
 // noStream is the error of a body in one piece for a reader whose answer comments
 // have begun as a stream: it tells what the body says, once that is whole.
 func (r *relayed) noStream(v view) *inference.Error {
-	r.body = append(r.body, v.part...)
+	r.body = append(r.body, v.part[:min(len(v.part), maxSaid-len(r.body))]...)
 	switch {
 	case !v.ended:
 		return nil
