@@ -83,11 +83,11 @@ def turn(kind, question):
         if kind == "embed":
             raw = client.embeddings.with_raw_response.create(model="kept", input=question)
             r = raw.parse()
-            return {"cache": raw.headers["x-spillway-cache"], "vector": r.data[0].embedding, "usage": r.usage.total_tokens}
+            return {"cache": raw.headers.get("x-spillway-cache", ""), "vector": r.data[0].embedding, "usage": r.usage.total_tokens}
         if kind in ("one", "only"):
             raw = create(**body)
             r = raw.parse()
-            return {"cache": raw.headers["x-spillway-cache"], "answer": r.to_dict(mode="json"), **view(r)}
+            return {"cache": raw.headers.get("x-spillway-cache", ""), "answer": r.to_dict(mode="json"), **view(r)}
         if kind == "usage":
             body["stream_options"] = {"include_usage": True}
         raw = create(**body, stream=True)
@@ -95,7 +95,7 @@ def turn(kind, question):
         for chunk in raw.parse():
             chunks.append(chunk.to_dict(mode="json"))
             state.handle_chunk(chunk)
-        return {"cache": raw.headers["x-spillway-cache"], "chunks": chunks, **view(state.get_final_completion())}
+        return {"cache": raw.headers.get("x-spillway-cache", ""), "chunks": chunks, **view(state.get_final_completion())}
     except openai.APIStatusError as err:
         return {"status": err.status_code, "code": err.code}
 
