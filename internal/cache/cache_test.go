@@ -31,6 +31,7 @@ type shelf struct {
 	mu      sync.Mutex
 	entries map[cache.Key]*cache.Entry
 	err     error
+	panics  bool
 	gets    int
 	puts    []int // sizes of batches
 	sweeps  int
@@ -61,6 +62,9 @@ func (l *shelf) Get(ctx context.Context, key cache.Key, now time.Time) (*cache.E
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.panics {
+		panic("a defect")
+	}
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -624,6 +628,19 @@ func TestABreakerSparesALevelThatFails(t *testing.T) {
 	})
 }
 
+func TestAPanicOfALevelIsAFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(nil)
+		b.near.panics = true
+		for i := range 6 {
+			says(t, b.look(t, question(i), nil).Fetch(t.Context()), "", "")
+		}
+		if s := b.State(t.Context()).Levels[1]; s.Faults != 5 || !s.Resting || b.far.gets != 6 {
+			t.Errorf("got %+v, the other level was asked %d times", s, b.far.gets)
+		}
+	})
+}
+
 func TestOperatorsSeeAndForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(nil)
@@ -673,7 +690,7 @@ func TestFreshAsksEveryLevel(t *testing.T) {
 		b.run(t)
 		b.keep(t, base, "yes")
 		synctest.Wait()
-		key := b.look(t, base, nil).Key()
+		key := b.memory.only().Key
 		clear(b.memory.entries)
 		now := time.Now()
 		if !b.Fresh(t.Context(), key, now, now.Add(59*time.Minute)) || b.memory.only() == nil {

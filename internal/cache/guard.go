@@ -3,7 +3,9 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,7 +52,7 @@ func (g *guard) Get(ctx context.Context, key Key, now time.Time) (*Entry, error)
 		g.count.skipped.Add(1)
 		return nil, errResting
 	}
-	e, err := g.Level.Get(ctx, key, now)
+	e, err := g.get(ctx, key, now)
 	g.judge(err, time.Now())
 	switch {
 	case err == nil:
@@ -62,6 +64,18 @@ func (g *guard) Get(ctx context.Context, key Key, now time.Time) (*Entry, error)
 		g.log.Debug("look-up", "component", "cache", "level", g.name, "err", err)
 	}
 	return e, err
+}
+
+// get is the level's Get; a panic in it, as on bytes that nobody expected, is a fault
+// of the level and not the end of the process.
+func (g *guard) get(ctx context.Context, key Key, now time.Time) (e *Entry, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e, err = nil, fmt.Errorf("panic: %v", p)
+			g.log.Error("look-up", "component", "cache", "level", g.name, "err", err, "stack", string(debug.Stack()))
+		}
+	}()
+	return g.Level.Get(ctx, key, now)
 }
 
 // Put writes to the level, unless it rests.
