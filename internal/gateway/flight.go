@@ -198,7 +198,11 @@ func (f *flight) keepAlive(now time.Time) error {
 		return nil
 	}
 	f.comment = now.Add(f.set.KeepAlive.Interval)
-	if err := f.head(streamHead()); err != nil {
+	head := streamHead()
+	if f.rec.Cache != "" {
+		head.Fields = append(head.Fields, inference.HeaderField{Name: cacheField, Value: string(f.rec.Cache)})
+	}
+	if err := f.head(head); err != nil {
 		return err
 	}
 	return f.send(f.set.comments[f.req.Surface], true)

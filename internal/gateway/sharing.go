@@ -208,8 +208,8 @@ func (f *flight) panicked(p any) {
 	f.shared.tape.Fail(e)
 }
 
-// landShared ends a shared flight: the answer is kept before the flight is off the
-// list, so that no twin falls between the two.
+// landShared ends a shared flight: the answer is kept before the readers see the end
+// and before the flight is off the list, so that whoever comes next finds it.
 func (f *flight) landShared() {
 	if p := recover(); p != nil { // another one, from rescue
 		f.panicked(p)
@@ -223,7 +223,7 @@ func (f *flight) landShared() {
 	if f.rec.Complete && f.rec.Code == "" && f.rec.Degraded == "" {
 		kept = t.transcript(f.rec.Usage)
 	}
-	t.end()
+	defer t.end()
 	if kept != nil {
 		f.shared.known.Keep(f.req, f.rec.Last().Model, kept)
 	}

@@ -46,6 +46,7 @@ type tape struct {
 	from    *inference.Stored // what is played is not new; nil: it is
 	stale   *inference.Stored // what is left when the flight fails; nil: nothing
 	failed  *inference.Error
+	final   bool // the last event is there
 	ended   bool
 }
 
@@ -135,9 +136,10 @@ func (t *tape) mark(p []byte) {
 		n := wire.EventEnd(p[end:])
 		raw := p[end : end+n]
 		end += n
+		kind := wire.SkimEvent(t.surface, raw).Kind
+		t.final = t.final || kind == inference.EventDone
 		t.marks = append(t.marks, inference.Mark{
-			End: uint32(len(t.body) + end), Wait: uint32(min(wait.Microseconds(), 1<<32-1)),
-			Usage: wire.SkimEvent(t.surface, raw).Kind == inference.EventUsage,
+			End: uint32(len(t.body) + end), Wait: uint32(min(wait.Microseconds(), 1<<32-1)), Usage: kind == inference.EventUsage,
 		})
 		wait = 0
 	}
@@ -210,19 +212,19 @@ func (t *tape) end() {
 	t.turned()
 }
 
-// join adds a reader at the beginning, and says whether the end is there too. It
-// returns nil where the beginning is gone, or where a kept answer is played that the
+// join adds a reader at the beginning, and says whether the end is there too: many
+// clients leave with the last event, before the flight has landed. It returns nil where the beginning is gone, or where a kept answer is played that the
 // request does not accept.
 func (t *tape) join(req *inference.Request) (c *cursor, ended bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.window || t.failed != nil || t.from != nil && !accepts(req, t.from) {
-		return nil, t.ended
+		return nil, false
 	}
 	c = new(cursor)
 	t.cursors[c] = struct{}{}
 	t.holders++
-	return c, t.ended
+	return c, t.ended || t.final
 }
 
 // quit removes a reader. It returns the kept answer that stands for this one, or

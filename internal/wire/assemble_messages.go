@@ -23,7 +23,9 @@ type messagesEvent struct {
 
 // addMessages takes one event of Anthropic's Messages API: the message begins in
 // message_start, its blocks come by number with their deltas, and message_delta has
-// the rest. A delta of a kind that is not known cannot be put in its place.
+// the rest. As clients are told to, events of a kind that is not known are passed
+// over; what a delta says under a name that is not known is joined as text and lists
+// are elsewhere.
 func (a *Assembler) addMessages(data []byte) error {
 	var e messagesEvent
 	if err := each(data, func(name, v []byte) error {
@@ -58,10 +60,8 @@ func (a *Assembler) addMessages(data []byte) error {
 			return err
 		}
 		return a.mergeUsage(e.usage)
-	case "content_block_stop", "message_stop", "ping":
-		return nil
 	}
-	return ErrChunk
+	return nil
 }
 
 // word is the value of a string, and "" of anything else.
@@ -120,8 +120,6 @@ func (a *Assembler) addBlock(e *messagesEvent) error {
 		switch string(name) {
 		case `"type"`:
 			return nil
-		case `"text"`, `"thinking"`:
-			return b.join(name, v, &a.size)
 		case `"signature"`:
 			return b.set(name, v, &a.size)
 		case `"partial_json"`:
@@ -135,7 +133,7 @@ func (a *Assembler) addBlock(e *messagesEvent) error {
 		case `"citation"`:
 			return b.join([]byte(`"citations"`), append(append([]byte{'['}, v...), ']'), &a.size)
 		}
-		return ErrChunk
+		return b.join(name, v, &a.size)
 	})
 }
 
