@@ -293,6 +293,7 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 
 	front, end := context.WithCancel(ctx)
 	defer end()
+	a.awaitStores(ctx)
 	served := make(chan error, 1)
 	wg.Go(func() { served <- a.api.Run(front, l.API, l.Probes) })
 	var err error

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -31,6 +32,28 @@ func (a *App) runStores(ctx context.Context, failed chan<- error) (end func()) {
 	return func() {
 		cancel()
 		wg.Wait()
+	}
+}
+
+// firstContact is how long the first requests wait for Redis: without it, a start
+// begins with faults of a level that is well.
+const firstContact = 300 * time.Millisecond
+
+// awaitStores waits until Redis answers, or has had its time.
+func (a *App) awaitStores(ctx context.Context) {
+	if a.redis == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, firstContact)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for a.redis.Err() != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 
