@@ -131,7 +131,7 @@ func (h *herd) begin(a *asker) (*bufio.Scanner, error) {
 	if err := a.send(h.question); err != nil {
 		return nil, err
 	}
-	res, err := a.head()
+	res, err := a.head() //nolint:bodyclose // the connection is closed under it: the client leaves
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,9 @@ is asked. The exit status is 1 when less than 0.8 of the ceiling is reached.`,
   spillway bench cache --trace=ragpulse.jsonl.gz --share 0.05 --json cache.json`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if trace.Share <= 0 || trace.Share > 1 || trace.Drawn < 0 {
+				return fmt.Errorf("%w: --share must be above 0 and at most 1, and --drawn not negative", errUsage)
+			}
 			if c.Flags().Changed("trace") {
 				return runCacheTrace(c.Context(), env, trace, jsonFile)
 			}
@@ -61,9 +64,6 @@ is asked. The exit status is 1 when less than 0.8 of the ceiling is reached.`,
 // runCacheTrace replays a trace, prints what came of it, writes it to a file when one
 // is named, and is an error when a requirement was missed.
 func runCacheTrace(ctx context.Context, env Env, trace bench.CacheTrace, file string) error {
-	if trace.Share <= 0 || trace.Share > 1 || trace.Drawn < 0 {
-		return fmt.Errorf("%w: --share must be above 0 and at most 1, and --drawn not negative", errUsage)
-	}
 	result, err := trace.Run(ctx)
 	if err != nil {
 		return err

@@ -201,7 +201,7 @@ func TestLineIsSlogs(t *testing.T) {
 		"refused": func(r *inference.Record) {
 			r.Attempts, r.Code, r.Reason, r.Status = nil, inference.CodeOverloaded, "full", 503
 		},
-		"degraded":    func(r *inference.Record) { r.Degraded = "model=small" },
+		"degraded": func(r *inference.Record) { r.Degraded = "model=small" },
 		"cached": func(r *inference.Record) {
 			r.Cache, r.CacheLevel, r.CacheAge = inference.CacheStale, "redis", 1500*time.Millisecond
 		},
