@@ -60,6 +60,8 @@ func readHints(req *inference.Request, timeout time.Duration) {
 	}
 	if v := h[cacheControlField]; len(v) > 0 {
 		req.Cache = cacheControl(v)
+	} else if v := h["Pragma"]; len(v) > 0 { // what old clients send in its place (RFC 9111 section 5.4)
+		req.Cache.NoCache = v[0] == "no-cache"
 	}
 }
 

@@ -26,7 +26,8 @@ func TestCacheControl(t *testing.T) {
 		{[]string{"Cache-Control: max-age"}, inference.CacheControl{}},
 		{[]string{"Cache-Control: max-age=-1, max-age=1.5, max-age=x, max-age=99999999999"}, inference.CacheControl{}},
 		{[]string{"Cache-Control: private, max-stale=5, ,;=,no-storeX"}, inference.CacheControl{}},
-		{[]string{"Pragma: no-cache"}, inference.CacheControl{}},
+		{[]string{"Pragma: no-cache"}, inference.CacheControl{NoCache: true}},
+		{[]string{"Pragma: no-cache", "Cache-Control: max-age=0"}, age(0)},
 	} {
 		if a := r.ask(post("/v1/chat/completions", chat, c.fields...)); a.StatusCode != 200 {
 			t.Errorf("%q: got %d", c.fields, a.StatusCode)

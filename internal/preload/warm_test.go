@@ -370,8 +370,8 @@ func TestWarm(t *testing.T) {
 		if took := time.Since(begun); took != 3*time.Second || s.most != cfg.Concurrency {
 			t.Errorf("12 requests of 1s took %v, %d at once, want 3s, %d at once", took, s.most, cfg.Concurrency)
 		}
-		if got := count(); got[preload.Fresh] != 13 {
-			t.Errorf("again: got %v, want 13 fresh", got)
+		if got := count(); got[preload.Fresh] < 12 || got[preload.Fresh]+got[preload.Twice] != 13 {
+			t.Errorf("again: got %v, want none of 13 asked", got)
 		}
 		for _, r := range s.runs {
 			if r.req.Header.Get("Authorization") != "" {

@@ -96,7 +96,7 @@ func (c *Config) bounds() error {
 			errs = append(errs, fmt.Errorf("%s: must be %v to %v, got %v", key, least, most, d))
 		}
 	}
-	count("max_open", c.MaxOpen, 1, 10_000)
+	count("max_open", c.MaxOpen, 2, 10_000) // a migration has one for its lock
 	count("max_idle", c.MaxIdle, 1, 10_000)
 	count("queue", c.Queue, 1, 1_000_000)
 	span("max_lifetime", c.MaxLifetime, time.Second, 30*24*time.Hour)

@@ -80,7 +80,7 @@ func TestMistakesOfConfigurations(t *testing.T) {
 			c.MaxOpen, c.MaxIdle, c.Queue, c.Timeout, c.MaxLag = 0, -1, 0, 0, time.Second
 			c.MaxLifetime, c.MaxIdleTime, c.ConnectTimeout, c.LockTimeout = 0, 0, 0, 0
 		}, []string{
-			"max_open: must be 1 to 10000, got 0", "max_idle: ", "queue: ", "max_lifetime: ", "max_idle_time: ",
+			"max_open: must be 2 to 10000, got 0", "max_idle: ", "queue: ", "max_lifetime: ", "max_idle_time: ",
 			"timeout: must be 10ms to 1h0m0s, got 0s", "connect_timeout: ", "lock_timeout: ", "max_lag: must be 2s",
 		}},
 	} {

@@ -37,8 +37,21 @@ func ownTables() Migrations {
 var errApplied = errors.New("done by another process")
 
 // migrate brings a database up to date. Of several processes, on SQLite too, one
-// does each step.
+// does each step. The lock of a server is held around all of it, because the library
+// makes its table of versions before it asks for a lock of its own.
 func migrate(ctx context.Context, p *pool, sets []Migrations) error {
+	if p.dialect != SQLite {
+		conn, err := p.db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		l := lock(p.dialect)
+		if err := l.take(ctx, conn); err != nil {
+			return fmt.Errorf("lock for migrations: %w", err)
+		}
+		defer l.give(context.WithoutCancel(ctx), conn)
+	}
 	for _, set := range sets {
 		provider, err := set.provider(p)
 		if err != nil {
@@ -69,9 +82,6 @@ func (m Migrations) provider(p *pool) (*goose.Provider, error) {
 	}
 	options := []goose.ProviderOption{
 		goose.WithTableName(versions), goose.WithGoMigrations(list...), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()),
-	}
-	if p.dialect != SQLite {
-		options = append(options, goose.WithSessionLocker(lock(p.dialect)))
 	}
 	kind := map[Dialect]goose.Dialect{SQLite: goose.DialectSQLite3, Postgres: goose.DialectPostgres, MySQL: goose.DialectMySQL}[p.dialect]
 	return goose.NewProvider(kind, p.db, nil, options...)
@@ -105,8 +115,8 @@ const lockNumber = 0x7370696c6c776179
 // at the latest.
 const unlockTimeout = 5 * time.Second
 
-// SessionLock implements goose's SessionLocker.
-func (l lock) SessionLock(ctx context.Context, conn *sql.Conn) error {
+// take waits for the lock.
+func (l lock) take(ctx context.Context, conn *sql.Conn) error {
 	if Dialect(l) == Postgres {
 		_, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", int64(lockNumber))
 		return err
@@ -123,8 +133,8 @@ func (l lock) SessionLock(ctx context.Context, conn *sql.Conn) error {
 	return nil
 }
 
-// SessionUnlock implements goose's SessionLocker.
-func (l lock) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
+// give gives the lock back.
+func (l lock) give(ctx context.Context, conn *sql.Conn) {
 	give := "SELECT pg_advisory_unlock($1)"
 	args := []any{int64(lockNumber)}
 	if Dialect(l) == MySQL {
@@ -132,6 +142,5 @@ func (l lock) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, unlockTimeout)
 	defer cancel()
-	_, err := conn.ExecContext(ctx, give, args...)
-	return err
+	_, _ = conn.ExecContext(ctx, give, args...) // otherwise it ends with the connection
 }
