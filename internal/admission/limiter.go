@@ -92,6 +92,7 @@ const (
 	firstPatience   = 10.0 // seconds before one sequence more is tried
 	longestPatience = 320.0
 	memoryShare     = 0.90   // of the tokens held when memory was full
+	heldFades       = 0.99   // a period, of the most that was held: by half in 35 s
 	slowestGrowth   = 0.0005 // of the memory's limit, a period
 	fastestGrowth   = 0.05
 	growthDoubles   = 20.0 // seconds without a sign that memory is full
@@ -119,6 +120,8 @@ type Learned struct {
 	floor  float64 // lowest gap, seconds: the instance without load
 	memory float64 // tokens; 0 is not known
 	slots  float64 // sequences; 0 is not known
+	held   float64 // tokens, the most of late; it fades
+	ran    float64 // sequences, likewise
 
 	tokens, sequences spread // logarithms of what the instance held when it was full
 
@@ -252,6 +255,8 @@ func (l *Learned) judge(s *Signals) {
 // explain. One such period may be a hiccup of the machine; two in a row are
 // believed, and the engine's own count of preemptions, where it is scraped, at once.
 func (l *Learned) hold(s *Signals) {
+	l.held = max(l.held*heldFades, s.Context-s.Standing)
+	l.ran = max(l.ran*heldFades, s.Running)
 	full := l.full(s)
 	if full {
 		l.suspect++
@@ -281,10 +286,11 @@ func (l *Learned) hold(s *Signals) {
 
 // fill notes what a full instance holds. What it is full of is what varies less
 // from one time to the next: tokens or sequences. Tokens of a few sequences say
-// nothing.
+// nothing. It holds at least what it held a moment ago: answers that began together
+// end together, and what is there just then is not what there is room for.
 func (l *Learned) fill(s *Signals) {
-	used := max(s.Context-s.Standing, 1)
-	running := max(s.Running, 1)
+	used := max(l.held, 1)
+	running := max(l.ran, 1)
 	l.tokens.observe(math.Log(used))
 	l.sequences.observe(math.Log(running))
 	if running < fewSequences || l.sequences.n >= enoughFull && l.sequences.variance < l.tokens.variance/2 {

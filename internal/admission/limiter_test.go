@@ -444,6 +444,22 @@ func TestLearnedFindsTheEndOfMemory(t *testing.T) {
 			}
 		}
 	})
+	t.Run("not what is left when answers that began together have ended", func(t *testing.T) {
+		l := admission.NewLearned()
+		n := calm.run(l, 16, 60)[59]
+		s := calm.signals(n)
+		s.Running, s.Context, s.Standing = 250, 70_000, 0
+		l.Next(s)
+		var got admission.Limits
+		for range 20 {
+			s := full(n)
+			s.Running, s.Context, s.Standing = 20, 9000, 4000
+			got = l.Next(s)
+		}
+		if got.Memory != 0 && got.Memory < 0.5*70_000 {
+			t.Errorf("10 s after 70,000 tokens were held: %+v", got)
+		}
+	})
 	t.Run("grows again and is forgotten", func(t *testing.T) {
 		l := admission.NewLearned()
 		n := calm.run(l, 16, 60)[59]
