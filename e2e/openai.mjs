@@ -1,7 +1,7 @@
 // Drives openai-node through the gateway: one JSON line per case.
-import { setTimeout as sleep } from "node:timers/promises";
 import OpenAI from "openai";
 import { ChatCompletionStream } from "openai/lib/ChatCompletionStream";
+import { kept } from "./kept.mjs";
 
 const [baseURL, ...cases] = process.argv.slice(2);
 const client = new OpenAI({ baseURL, apiKey: "sk-test" });
@@ -110,29 +110,11 @@ function view(answer) {
   };
 }
 
-// kept takes the turns of a case in order, those joined by + at the same time, with a
-// moment between, in which a generation ends whose client left at the terminal event.
-// Its answer may still be on its way into the cache: what joins it is asked again.
-async function kept(question, first, ...groups) {
-  const take = (group) => Promise.all(group.split("+").map((kind) => turn(kind, question)));
-  const out = { turns: await take(first), repeats: 0 };
-  for (const group of groups) {
-    await sleep(50);
-    let turns = await take(group);
-    for (; turns[0].cache === "coalesced" && out.repeats < 500; out.repeats++) {
-      await sleep(10);
-      turns = await take(group);
-    }
-    out.turns.push(...turns);
-  }
-  return out;
-}
-
 for (const name of cases) {
   let out;
   try {
     const [first, ...rest] = name.split(" ");
-    out = first === "kept" ? await kept(...rest) : await run[name]();
+    out = first === "kept" ? await kept(turn, ...rest) : await run[name]();
   } catch (err) {
     out = { failure: String(err.stack ?? err) };
   }

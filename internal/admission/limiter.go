@@ -150,7 +150,7 @@ func (*Learned) Ended(Ended) {}
 func (l *Learned) Next(s *Signals) Limits {
 	if s.Recovered { // what it could do it may not do yet
 		l.limit = max(floorLimit, l.limit/8)
-		l.peak, l.first, l.began, l.slots = 0, 0, false, 0
+		l.peak, l.first, l.began, l.slots, l.held, l.ran = 0, 0, false, 0, 0, 0
 	}
 	l.prefill(s)
 	if s.Provider {

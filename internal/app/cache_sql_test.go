@@ -179,18 +179,6 @@ func TestSQLiteWhileTheDiskIsFull(t *testing.T) {
 	b.works("with others")
 }
 
-// behind is a DSN by way of a proxy.
-func behind(t *testing.T, dsn string) (*faultnet.Proxy, string) {
-	t.Helper()
-	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := faultnet.New(t, u.Host)
-	u.Host = p.Addr()
-	return p, u.String()
-}
-
 func TestPostgresFailsAndComesBack(t *testing.T) {
 	for name, fault := range map[string]func(t *testing.T, dsn string, p *faultnet.Proxy) (begin, end func()){
 		"gone": func(_ *testing.T, _ string, p *faultnet.Proxy) (begin, end func()) {
@@ -221,7 +209,7 @@ func TestPostgresFailsAndComesBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dsn := sqltest.Postgres(t)
-			p, through := behind(t, dsn)
+			p, through := sqltest.Through(t, dsn)
 			b := newBed(t, "sql", databaseAt(through))
 			b.works("first") // the tables are there
 			b.through(fault(t, dsn, p))

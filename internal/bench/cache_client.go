@@ -35,7 +35,7 @@ func newAsker(ctx context.Context, base string) (*asker, error) {
 // close ends the connection.
 func (a *asker) close() { a.conn.Close() }
 
-// question is a whole request for the answer to question n. Equal numbers are equal
+// cacheQuestion is a whole request for the answer to question n. Equal numbers are equal
 // questions.
 func cacheQuestion(n, tokens int, stream bool) []byte {
 	options := ""
@@ -105,7 +105,7 @@ func (t times) at(q float64) float64 {
 	return float64(s[min(int(q*float64(len(s))), len(s)-1)]) / float64(time.Microsecond)
 }
 
-// all asks questions 0 to n-1 over a number of connections, each question once, and
+// askAll asks questions 0 to n-1 over a number of connections, each question once, and
 // returns how long they took. check judges each answer.
 func askAll(ctx context.Context, base string, n, conns int, check func(i int, a answered) error) (times, error) {
 	took := make(times, n)

@@ -147,7 +147,7 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 
 // tell reports the look-up.
 func (h *Handle) tell(now time.Time, req *inference.Request, hit bool) {
-	if h.c.parts.Asked == nil || req.Class == inference.Idle || h.scope != SharedScope && h.scope != TenantScope(req.Tenant) {
+	if h.c.parts.Asked == nil || req.Class == inference.Idle || len(credentials(req, h.scope)) > 0 {
 		return
 	}
 	a := Asked{Key: h.key, Request: req, At: now, Hit: hit}

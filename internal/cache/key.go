@@ -3,7 +3,6 @@ package cache
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -20,39 +19,34 @@ const SharedScope = "shared"
 func TenantScope(tenant string) string { return "tenant:" + tenant }
 
 // ScopeOf returns whose answers a request may get and whose its own becomes: its
-// tenant's alone, or everybody's where a rule shares. Where there are no tenants,
-// credentials that may be passed on to the servers tell clients apart: the fields in
-// which the known APIs take keys, and cookies but Spillway's own.
+// tenant's alone, or everybody's where a rule shares.
 func ScopeOf(req *inference.Request, shared bool) string {
 	if shared {
 		return SharedScope
 	}
-	scope := TenantScope(req.Tenant)
-	if req.Tenant != inference.Anonymous {
-		return scope
-	}
-	h := sha256.New()
-	found := false
-	add := func(name, v string) {
-		h.Write([]byte(name + ":" + v + "\n")) // no field has a line feed
-		found = true
+	return TenantScope(req.Tenant)
+}
+
+// credentials lists what tells clients apart where there are no tenants, since it may
+// be passed on to the servers: the fields in which the known APIs take keys, and
+// cookies but Spillway's own. It is part of their keys.
+func credentials(req *inference.Request, scope string) (list []string) {
+	if scope != TenantScope(inference.Anonymous) {
+		return nil
 	}
 	for _, name := range [...]string{"Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key"} {
 		for _, v := range req.Header[name] {
-			add(name, v)
+			list = append(list, name+":"+v)
 		}
 	}
 	for _, line := range req.Header["Cookie"] {
 		for cookie := range strings.SplitSeq(line, ";") {
 			if cookie = strings.TrimSpace(cookie); cookie != "" && !strings.HasPrefix(cookie, ownCookies) {
-				add("Cookie", cookie)
+				list = append(list, "Cookie:"+cookie)
 			}
 		}
 	}
-	if found {
-		scope += "/" + hex.EncodeToString(h.Sum(nil)[:16])
-	}
-	return scope
+	return list
 }
 
 // ownCookies is how the names of Spillway's own cookies begin.
@@ -84,9 +78,10 @@ var canonical = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return 
 const keptBuffer = 512 << 10
 
 // version is hashed into every key: what changes the meaning of a key changes it.
-const version = "spillway answer 1"
+const version = "spillway answer 2"
 
-// KeyOf hashes everything that may change a request's answer: whose it is, the
+// KeyOf hashes everything that may change a request's answer: whose it is, with the
+// credentials of clients that are nobody's tenants, the
 // surface, the model by the name that it is asked for upstream, the form, the URL's
 // query, the header fields that servers read, and the canonical body. vary lists
 // further fields, in canonical form. The error says why a body has no key.
@@ -100,6 +95,10 @@ func KeyOf(req *inference.Request, scope, model string, vary []string) (Key, err
 	}
 	text(version)
 	text(scope)
+	for _, c := range credentials(req, scope) {
+		text(c)
+	}
+	text("")
 	text(req.Surface.String())
 	text(model)
 	b = append(b, formOf(req))

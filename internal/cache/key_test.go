@@ -339,3 +339,10 @@ func BenchmarkKeyOf(b *testing.B) {
 		})
 	}
 }
+
+func TestClientsWithoutTenantsShareAScope(t *testing.T) {
+	req := &inference.Request{Tenant: inference.Anonymous, Header: http.Header{"Authorization": {"Bearer a"}}}
+	if got := cache.ScopeOf(req, false); got != cache.TenantScope(inference.Anonymous) {
+		t.Errorf("got %q: an operator could not purge it", got)
+	}
+}

@@ -18,6 +18,7 @@ import (
 
 // shelf is a cache of one level that a test holds in its hand.
 type shelf struct {
+	broken bool // Keep panics
 	mu     sync.Mutex
 	stored map[[32]byte]*inference.Stored
 	deep   map[[32]byte]*inference.Stored // found by Fetch alone
@@ -93,6 +94,9 @@ func (b *book) find(m map[[32]byte]*inference.Stored) *inference.Stored {
 func (b *book) Keep(req *inference.Request, model string, t *inference.Transcript) {
 	b.shelf.mu.Lock()
 	defer b.shelf.mu.Unlock()
+	if b.shelf.broken {
+		panic("a defect of the cache")
+	}
 	b.shelf.kept++
 	b.shelf.asked = append(b.shelf.asked, wire.Question(req))
 	b.shelf.stored[b.key] = &inference.Stored{Transcript: t, Level: "shelf:" + model, Fresh: true}
@@ -518,4 +522,13 @@ func TestAPanicIsNotTheProcess(t *testing.T) {
 		t.Errorf("got %v", c.fail.Err)
 	}
 	r.serve(t.Context(), rebuilt, nil).code(t, "")
+}
+
+func TestAPanicOfTheCacheIsNotTheProcess(t *testing.T) {
+	r := newRig(t, nil, testkit.NewInstance(t, good))
+	newShelf(r).broken = true
+	r.serve(t.Context(), rebuilt, nil).code(t, inference.CodeInternal)
+	if n := r.gateway.Held(); n != 0 || r.gateway.Sharing() != 0 {
+		t.Errorf("%d bytes and %d readers are left", n, r.gateway.Sharing())
+	}
 }

@@ -225,8 +225,19 @@ func (f *flight) landShared() {
 	}
 	defer t.end()
 	if kept != nil {
-		f.shared.known.Keep(f.req, f.rec.Last().Model, kept)
+		f.keep(kept)
 	}
+}
+
+// keep hands a whole answer to the cache. A defect there is the flight's failure, and
+// not the process's end.
+func (f *flight) keep(t *inference.Transcript) {
+	defer func() {
+		if p := recover(); p != nil {
+			f.panicked(p)
+		}
+	}()
+	f.shared.known.Keep(f.req, f.rec.Last().Model, t)
 }
 
 // stale is what the flight found in the cache and did not use.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -20,18 +19,6 @@ import (
 // servers are the kinds of server that a test runs on.
 func servers() map[string]func(testing.TB) string {
 	return map[string]func(testing.TB) string{"postgres": sqltest.Postgres, "mariadb": sqltest.MariaDB}
-}
-
-// through is a DSN that goes through a proxy.
-func through(t *testing.T, dsn string) (*faultnet.Proxy, string) {
-	t.Helper()
-	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := faultnet.New(t, u.Host)
-	u.Host = p.Addr()
-	return p, u.String()
 }
 
 // impatient is a configuration for networks with faults.
@@ -128,7 +115,7 @@ func TestProcessesMigrateAServerAtOnce(t *testing.T) {
 func TestServerThatIsDownAtTheStart(t *testing.T) {
 	for name, dsn := range servers() {
 		t.Run(name, func(t *testing.T) {
-			proxy, at := through(t, dsn(t))
+			proxy, at := sqltest.Through(t, dsn(t))
 			proxy.Set(faultnet.Faults{Refuse: true})
 			s, _ := open(t, only(at, impatient), "")
 			_, err := get(t.Context(), s.Shard(0), 1)
@@ -149,7 +136,7 @@ func TestServerThatIsDownAtTheStart(t *testing.T) {
 func TestServerGoesAndComesBack(t *testing.T) {
 	for name, dsn := range servers() {
 		t.Run(name, func(t *testing.T) {
-			proxy, at := through(t, dsn(t))
+			proxy, at := sqltest.Through(t, dsn(t))
 			s, _ := open(t, only(at, impatient), "")
 			if err := put(t.Context(), s.Shard(0), 1, "x"); err != nil {
 				t.Fatal(err)
@@ -189,7 +176,7 @@ func TestServerGoesAndComesBack(t *testing.T) {
 func TestCallersWithLittleTimeGetAConnection(t *testing.T) {
 	for name, dsn := range servers() {
 		t.Run(name, func(t *testing.T) {
-			proxy, at := through(t, dsn(t))
+			proxy, at := sqltest.Through(t, dsn(t))
 			s, _ := open(t, only(at, impatient), "")
 			if err := put(t.Context(), s.Shard(0), 1, "x"); err != nil {
 				t.Fatal(err)
@@ -280,7 +267,7 @@ func TestReadsGoToTheReplicaUnlessItLags(t *testing.T) {
 
 func TestReplicaThatFailsCostsNothing(t *testing.T) {
 	pair := sqltest.Replicated(t)
-	proxy, replica := through(t, pair.Replica)
+	proxy, replica := sqltest.Through(t, pair.Replica)
 	s := replicated(t, pair.Primary, replica, impatient)
 	proxy.Set(faultnet.Faults{Refuse: true})
 	proxy.Reset()
