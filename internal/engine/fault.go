@@ -257,12 +257,12 @@ func (s *faultSource) health() int {
 	return 200
 }
 
-// pace is the factor on step times now.
+// pace is the factor on step times now, between 1 and the slow start's.
 func (s *faultSource) pace(now time.Time) float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	slow := s.mu.faults.SlowStart
-	left := slow.Period - now.Sub(s.mu.since)
+	left := min(slow.Period, slow.Period-now.Sub(s.mu.since)) // a step that is late begins before the faults were set
 	if slow.Factor <= 1 || left <= 0 {
 		return 1
 	}
