@@ -60,6 +60,17 @@ type SlowStart struct {
 	Period time.Duration `yaml:"period"`
 }
 
+// Pace is the factor on step times when the start is so long ago: it falls from
+// Factor to 1 over Period. A step that is late begins before the start; it has the
+// whole factor and no more.
+func (s SlowStart) Pace(since time.Duration) float64 {
+	left := min(s.Period, s.Period-since)
+	if s.Factor <= 1 || left <= 0 {
+		return 1
+	}
+	return 1 + (s.Factor-1)*float64(left)/float64(s.Period)
+}
+
 // Faults are the mistakes an engine makes on purpose. The zero value makes none.
 type Faults struct {
 	// Error answers with an error status before anything is queued.
@@ -257,16 +268,11 @@ func (s *faultSource) health() int {
 	return 200
 }
 
-// pace is the factor on step times now, between 1 and the slow start's.
+// pace is the factor on step times now.
 func (s *faultSource) pace(now time.Time) float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	slow := s.mu.faults.SlowStart
-	left := min(slow.Period, slow.Period-now.Sub(s.mu.since)) // a step that is late begins before the faults were set
-	if slow.Factor <= 1 || left <= 0 {
-		return 1
-	}
-	return 1 + (slow.Factor-1)*float64(left)/float64(slow.Period)
+	return s.mu.faults.SlowStart.Pace(now.Sub(s.mu.since))
 }
 
 func orElse(n, fallback int) int {
