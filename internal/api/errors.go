@@ -24,6 +24,8 @@ var answers = map[inference.Code]struct {
 	inference.CodeHeadTooLarge:     {431, "invalid_request_error", "request_too_large"},
 	inference.CodeUnsupportedMedia: {415, "invalid_request_error", "invalid_request_error"},
 	inference.CodeBodyTimeout:      {408, "invalid_request_error", "invalid_request_error"},
+	inference.CodeRateLimited:      {429, "rate_limit_error", "rate_limit_error"},
+	inference.CodeQuotaSpent:       {429, "insufficient_quota", "rate_limit_error"},
 	inference.CodeOverloaded:       {503, "server_error", "overloaded_error"},
 	inference.CodeNoCapacity:       {503, "server_error", "overloaded_error"},
 	inference.CodeDraining:         {503, "server_error", "overloaded_error"},
@@ -93,6 +95,9 @@ const maxPatience = 60 * time.Second
 func setErrorHeader(h http.Header, e *inference.Error, took time.Duration) {
 	set := func(name, value string) { h[name] = []string{value} }
 	set("X-Spillway-Server-Ms", strconv.FormatFloat(float64(took)/float64(time.Millisecond), 'f', 3, 64))
+	for _, f := range e.Fields {
+		set(f.Name, f.Value)
+	}
 	if e.Reason != "" {
 		set("X-Spillway-Reason", e.Reason)
 	}

@@ -233,7 +233,7 @@ func TestEveryCodeHasAnAnswer(t *testing.T) {
 	want := map[inference.Code]int{
 		inference.CodeInvalidRequest: 400, inference.CodeUnauthorized: 401, inference.CodeModelNotFound: 404, inference.CodeNotFound: 404,
 		inference.CodeMethodNotAllowed: 405, inference.CodeTooLarge: 413, inference.CodeHeadTooLarge: 431, inference.CodeUnsupportedMedia: 415,
-		inference.CodeBodyTimeout: 408, inference.CodeOverloaded: 503, inference.CodeNoCapacity: 503, inference.CodeUpstreamError: 502,
+		inference.CodeBodyTimeout: 408, inference.CodeRateLimited: 429, inference.CodeQuotaSpent: 429, inference.CodeOverloaded: 503, inference.CodeNoCapacity: 503, inference.CodeUpstreamError: 502,
 		inference.CodeUpstreamCut: 502, inference.CodeTimeout: 504, inference.CodeCanceled: 499, inference.CodeDraining: 503, inference.CodeNotCached: 504, inference.CodeInternal: 500,
 	}
 	for _, code := range inference.Codes() {

@@ -87,6 +87,14 @@ type Plan struct {
 	// it are passed over.
 	Faithful bool
 
+	// Rule and Arm say by which rule and in which arm of which experiment the request
+	// runs; they are for the record, and the arm keeps cached answers apart.
+	Rule string
+	Arm  inference.Arm
+
+	// Mirror, when set, is where a copy of the request goes whose answer is dropped.
+	Mirror *Plan
+
 	// Cookie, when set, names the session cookie to send with an answer of the
 	// instance, as a whole Set-Cookie value; "" sends none.
 	Cookie func(*Instance) string

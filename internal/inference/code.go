@@ -21,6 +21,8 @@ const (
 	CodeHeadTooLarge     Code = "request_head_too_large"
 	CodeUnsupportedMedia Code = "unsupported_media_type"
 	CodeBodyTimeout      Code = "request_timeout"
+	CodeRateLimited      Code = "rate_limit_exceeded"
+	CodeQuotaSpent       Code = "insufficient_quota"
 	CodeOverloaded       Code = "server_is_overloaded"
 	CodeNoCapacity       Code = "no_capacity"
 	CodeUpstreamError    Code = "upstream_error"
@@ -36,8 +38,8 @@ const (
 func Codes() []Code {
 	return []Code{
 		CodeInvalidRequest, CodeUnauthorized, CodeModelNotFound, CodeNotFound, CodeMethodNotAllowed,
-		CodeTooLarge, CodeHeadTooLarge, CodeUnsupportedMedia, CodeBodyTimeout, CodeOverloaded, CodeNoCapacity,
-		CodeUpstreamError, CodeUpstreamCut, CodeTimeout, CodeCanceled, CodeDraining, CodeNotCached, CodeInternal,
+		CodeTooLarge, CodeHeadTooLarge, CodeUnsupportedMedia, CodeBodyTimeout, CodeRateLimited, CodeQuotaSpent,
+		CodeOverloaded, CodeNoCapacity, CodeUpstreamError, CodeUpstreamCut, CodeTimeout, CodeCanceled, CodeDraining, CodeNotCached, CodeInternal,
 	}
 }
 
@@ -49,6 +51,7 @@ type Error struct {
 	Reason     string        // a machine-readable cause for logs and X-Spillway-Reason
 	RetryAfter time.Duration // when trying again makes sense; 0 is unknown
 	NoRetry    bool          // trying again cannot help: x-should-retry: false
+	Fields     []HeaderField // what else the client is told: its limits
 	Ticket     string        // reserves a slot for the return; "" is none
 	Position   int           // in the queue, from 1; 0 is not known
 	Predicted  time.Duration // the wait as it was predicted; 0 is not known

@@ -180,7 +180,9 @@ type Request struct {
 	Received time.Time     // when the head had been read
 	Deadline time.Time     // when the whole answer must be finished
 	Tenant   string        // Anonymous without a keys file
-	Class    Class         // after identity and the client's own lowering
+	Class    Class         // after identity and the client's own lowering, or a rule's
+	Key      string        // public name of the credential; "" is none
+	Quota    *Quota        // limits of the credential alone; nil is none
 	ClientIP netip.Addr    // after the trusted-proxy rules; may be invalid
 	Header   http.Header   // the client's header fields, read-only
 	RawQuery string        // the URL's query as received
@@ -193,6 +195,10 @@ type Request struct {
 	Ticket    string        // a return ticket that the client shows, as it came; "" is none
 	Retry     int           // which retry the client's SDK says this is; 0 is the first try
 	DegradeOK bool          // the client takes a lesser answer rather than none
+
+	// Asked is the model that the body names, where a rule or an experiment has put
+	// another one into Model; "" where they are the same.
+	Asked string
 
 	Fields
 }

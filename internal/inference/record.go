@@ -42,7 +42,13 @@ type Record struct {
 	Cache      CacheResult   // "": the cache had no part in it
 	CacheLevel string        // which level had the answer
 	CacheAge   time.Duration // of that answer
+
+	Rule string // the first rule that decided where it goes; "" is none
+	Arm  Arm    // of the experiment that it is part of
 }
+
+// Arm names one arm of an experiment. The zero value is none.
+type Arm struct{ Experiment, Arm string }
 
 // CacheResult is what the cache did for a request.
 type CacheResult string
@@ -54,6 +60,23 @@ const (
 	CacheStale     CacheResult = "stale"
 	CacheCoalesced CacheResult = "coalesced"
 )
+
+// Spent is what a request cost: what its model servers reported, or, where they
+// reported nothing, its prompt as estimated and the tokens that were counted in
+// passing. An answer that was not generated for this request cost nothing, and
+// neither does one of which no server was asked or gave anything. It is the one
+// definition of the token ledger and of limits on tokens.
+func (r *Record) Spent() (u Usage, estimated bool) {
+	switch {
+	case len(r.Attempts) == 0:
+		return Usage{}, false
+	case !r.Usage.Zero():
+		return r.Usage, false
+	case r.TTFT == 0 && !r.Complete:
+		return Usage{}, false
+	}
+	return Usage{PromptTokens: r.Request.PromptTokens(), CompletionTokens: r.Tokens}, true
+}
 
 // Last returns the attempt that gave the answer, or the last one that did not.
 func (r *Record) Last() *Attempt {

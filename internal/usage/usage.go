@@ -117,12 +117,11 @@ func (r *Recorder) Collect(ch chan<- prometheus.Metric) {
 // upstreams.
 func overhead(rec *inference.Record) time.Duration { return max(0, rec.Duration-rec.Upstream) }
 
-// tokens is what a request used. An answer whose server reported nothing is not
-// free: its prompt is estimated from its length and its completion is what was
-// counted in passing.
+// tokens is what a request used; of an answer that was not generated for it, what
+// that answer says.
 func tokens(rec *inference.Record) (u inference.Usage, estimated bool) {
-	if !rec.Usage.Zero() || rec.TTFT == 0 && !rec.Complete {
+	if len(rec.Attempts) == 0 {
 		return rec.Usage, false
 	}
-	return inference.Usage{PromptTokens: rec.Request.PromptTokens(), CompletionTokens: rec.Tokens}, true
+	return rec.Spent()
 }

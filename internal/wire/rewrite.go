@@ -27,7 +27,11 @@ const maxEdits = 4 + len(limitNames)
 // alias req.Body, so nothing large is copied.
 func Rewrite(segs [][]byte, req *inference.Request, e Edits) [][]byte {
 	r := rewriter{req: req}
-	if e.Model != "" && e.Model != req.Model {
+	written := req.Model
+	if req.Asked != "" {
+		written = req.Asked
+	}
+	if e.Model != "" && e.Model != written {
 		if quoted, err := jsontext.AppendQuote(nil, e.Model); err == nil {
 			r.replace(req.ModelAt, quoted)
 		}
