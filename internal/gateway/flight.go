@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,8 @@ type flight struct {
 	underWay []*attempt        // not settled yet: two in a race, else one
 	first    error             // the first failure, which is the one that is reported
 
-	shared *shared // nil: a flight of one reader
+	shared  *shared // nil: a flight of one reader
+	receipt Receipt // of the limits; nil: none are held
 
 	begun   bool      // the head is with the reader
 	comment time.Time // when the next keep-alive is due; zero is never
@@ -80,7 +82,25 @@ func (f *flight) land() {
 	f.abandon()
 	f.leave()
 	f.rec.Duration = time.Since(f.req.Received)
+	if f.receipt != nil {
+		f.receipt.Settle(f.req.Received.Add(f.rec.Duration), &f.rec)
+	}
 	f.g.parts.Recorder.Record(&f.rec)
+}
+
+// follows takes a plan over, and the request as it is planned.
+func (f *flight) follows(plan *fleet.Plan) {
+	f.plan, f.req = plan, plan.Request
+	f.rec.Request, f.rec.Rule, f.rec.Arm = plan.Request, plan.Rule, plan.Arm
+}
+
+// reserve takes what the request may use of its limits. What Spillway asks for itself
+// has none.
+func (f *flight) reserve() (err error) {
+	if f.g.parts.Limits != nil && f.req.Class != inference.Idle {
+		f.receipt, err = f.g.parts.Limits.Reserve(f.ctx, time.Now(), f.req)
+	}
+	return err
 }
 
 // abandon gives back what a flight holds that did not come to its end.
@@ -128,6 +148,11 @@ func (f *flight) head(h *inference.Head) error {
 	}
 	f.begun = true
 	f.rec.Status = h.Status
+	if f.receipt != nil {
+		head := *h // which others may read
+		head.Fields = append(slices.Clip(h.Fields), f.receipt.Fields(time.Now())...)
+		h = &head
+	}
 	return f.out.Head(h)
 }
 
@@ -285,6 +310,9 @@ func (f *flight) relayEvents(a *attempt) error {
 		}
 		if ev.Kind == inference.EventDelta {
 			f.rec.Tokens++
+			if f.receipt != nil {
+				f.receipt.Spend(ev.At, f.rec.Tokens)
+			}
 			f.rec.Gaps.Observe(ev.At.Sub(last))
 			last = ev.At
 		}

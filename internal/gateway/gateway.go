@@ -116,6 +116,23 @@ type Known interface {
 	Keep(req *inference.Request, model string, t *inference.Transcript)
 }
 
+// Limits keeps clients within what is theirs.
+type Limits interface {
+	// Reserve checks every limit of a request and charges all of them, or none. The
+	// error is an *inference.Error. It waits a few milliseconds at most.
+	Reserve(ctx context.Context, now time.Time, req *inference.Request) (Receipt, error)
+}
+
+// Receipt is what one request holds of its limits, for one goroutine at a time.
+type Receipt interface {
+	// Fields tell the client what is left.
+	Fields(now time.Time) []inference.HeaderField
+	// Spend is told how many output tokens were passed on so far. It does not block.
+	Spend(now time.Time, tokens int64)
+	// Settle charges what was used and gives the rest back, once. It does not block.
+	Settle(now time.Time, rec *inference.Record)
+}
+
 // Reader is where an answer goes. It is called from one goroutine at a time, and
 // its context is the one given to Serve.
 type Reader interface {
@@ -143,7 +160,8 @@ type Parts struct {
 	Upstream  Upstream
 	Health    Health
 	Recorder  Recorder
-	Cache     Cache // nil: there is none
+	Cache     Cache  // nil: there is none
+	Limits    Limits // nil: there are none
 }
 
 // settings are what a reload replaces.
@@ -191,13 +209,19 @@ func (g *Gateway) Serve(ctx context.Context, req *inference.Request, out Reader)
 	if err != nil {
 		return f.refuse(err)
 	}
-	f.plan = plan
+	f.follows(plan)
+	if err := f.reserve(); err != nil {
+		return f.refuse(err)
+	}
+	if plan.Mirror != nil {
+		g.mirror(plan.Mirror)
+	}
 	if g.parts.Cache != nil {
-		if known := g.parts.Cache.Lookup(time.Now(), req, plan); known != nil {
+		if known := g.parts.Cache.Lookup(time.Now(), f.req, plan); known != nil {
 			return f.share(known)
 		}
 	}
-	if req.Cache.OnlyIfCached {
+	if f.req.Cache.OnlyIfCached {
 		return f.refuseUnkept()
 	}
 	winner, err := f.win()

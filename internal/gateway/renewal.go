@@ -22,6 +22,7 @@ type renewal struct {
 	mu struct {
 		sync.Mutex
 		pending map[[32]byte]struct{}
+		copies  int // of requests, under way
 		ended   bool
 	}
 }

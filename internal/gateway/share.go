@@ -56,7 +56,8 @@ func (f *flight) share(known Known) *inference.Record {
 			if broken != nil {
 				return f.refuse(broken)
 			}
-			f.plan, failed, before = plan, err, s
+			f.follows(plan)
+			failed, before = err, s
 			continue
 		}
 		return f.refuseShared(err, old, known)

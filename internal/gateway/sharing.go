@@ -131,6 +131,7 @@ func sharedRequest(req *inference.Request) *inference.Request {
 	if req.Assemble && !(req.Stream && req.IncludeUsage) {
 		body := bytes.Join(wire.Rewrite(nil, req, wire.Edits{Stream: true, IncludeUsage: true}), nil)
 		if fields, err := wire.ScanRequest(req.Surface, body); err == nil {
+			fields.Model = req.Model // which may be another than the body's
 			r.Body, r.Fields = body, fields
 			return &r
 		}

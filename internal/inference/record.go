@@ -43,6 +43,8 @@ type Record struct {
 	CacheLevel string        // which level had the answer
 	CacheAge   time.Duration // of that answer
 
+	Shadow bool // a copy of a client's request, whose answer nobody got
+
 	Rule string // the first rule that decided where it goes; "" is none
 	Arm  Arm    // of the experiment that it is part of
 }

@@ -21,6 +21,7 @@ type Router struct {
 	fleet   *fleet.Fleet
 	log     *slog.Logger
 	dir     atomic.Pointer[directory]
+	stages  atomic.Pointer[[]Steering]
 	scratch sync.Pool // of *scratch
 
 	mu struct {
@@ -127,6 +128,22 @@ func (r *Router) compileLatest() *directory {
 // models that stand in. Its error is an *inference.Error that says which model is
 // not served, or not on this surface.
 func (r *Router) Plan(_ context.Context, req *inference.Request) (*fleet.Plan, error) {
+	req, steered := r.steer(time.Now(), req)
+	plan, err := r.plan(req)
+	if err == nil && steered != nil {
+		err = steered.apply(plan)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if steered != nil && steered.mirror != nil && req.Class != inference.Idle {
+		plan.Mirror = r.shadow(req, steered)
+	}
+	return plan, nil
+}
+
+// plan orders the pools where a request may run as the tiers want it.
+func (r *Router) plan(req *inference.Request) (*fleet.Plan, error) {
 	d := r.current()
 	o, err := d.find(req)
 	if err != nil && d.snap != r.fleet.Snapshot() {

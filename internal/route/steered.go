@@ -1,0 +1,210 @@
+package route
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"time"
+
+	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
+)
+
+// steered is what was decided for one request before the tiers are asked. It never
+// changes once the request has it.
+type steered struct {
+	rule    string
+	arm     inference.Arm
+	actions [2]*Action // in the order in which they count
+	count   int
+	mirror  *Action
+	shadow  inference.Arm // of the copy
+}
+
+// Steer sets what decides before the tiers, in order: each stage sees the request as
+// the ones before have left it. nil stages decide nothing.
+func (r *Router) Steer(rules, experiments Steering) {
+	r.stages.Store(&[]Steering{rules, experiments})
+}
+
+// steer asks the stages and returns the request as they want it, which is req itself
+// when they change nothing. Experiments are for clients' requests alone.
+func (r *Router) steer(now time.Time, req *inference.Request) (*inference.Request, *steered) {
+	if s, ok := req.Steered.(*steered); ok {
+		return req, s
+	}
+	stages := r.stages.Load()
+	if stages == nil {
+		return req, nil
+	}
+	var s *steered
+	for i, stage := range *stages {
+		if stage == nil || i > 0 && req.Class == inference.Idle {
+			continue
+		}
+		d := stage.Steer(now, req)
+		if d == (Decision{}) {
+			continue
+		}
+		if s == nil {
+			s = new(steered)
+			c := *req
+			c.Steered, req = s, &c
+		}
+		s.take(d, req)
+	}
+	return req, s
+}
+
+// take adds a decision, and changes the request, which nobody else has yet.
+func (s *steered) take(d Decision, req *inference.Request) {
+	if d.Rule != "" {
+		s.rule = d.Rule
+	}
+	if d.Mirror != nil {
+		s.mirror, s.shadow = d.Mirror, d.Arm
+	} else if d.Arm != (inference.Arm{}) {
+		s.arm = d.Arm
+	}
+	if d.Action != nil {
+		s.actions[s.count] = d.Action
+		s.count++
+		d.Action.change(req)
+	}
+}
+
+// change gives a request the model, the class and the header fields of an action.
+func (a *Action) change(req *inference.Request) {
+	if a.Model != "" && a.Model != req.Model {
+		if req.Asked == "" {
+			req.Asked = req.Model
+		}
+		req.Model = a.Model
+	}
+	if class, ok := inference.ParseClass(a.Class); ok && class.Urgency() < req.Class.Urgency() {
+		req.Class = class
+	}
+	if len(a.Headers) == 0 {
+		return
+	}
+	req.Header = maps.Clone(req.Header) // values are read only
+	if req.Header == nil {
+		req.Header = make(http.Header)
+	}
+	for name, value := range a.Headers {
+		if name = textproto.CanonicalMIMEHeaderKey(name); value == "" {
+			delete(req.Header, name)
+		} else {
+			req.Header[name] = []string{value}
+		}
+	}
+}
+
+// apply orders a plan's candidates as the actions want them, and marks it. The last
+// action counts most. Its error says that a strict one leaves nothing.
+func (s *steered) apply(plan *fleet.Plan) error {
+	plan.Rule, plan.Arm = s.rule, s.arm
+	for _, a := range s.actions[:s.count] {
+		if err := a.order(plan); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// order puts the candidates first that the action prefers: the pool that is drawn by
+// weight, then its other pools, then the region. What is alike keeps its order.
+// Models that stand in stay behind the model itself.
+func (a *Action) order(plan *fleet.Plan) error {
+	if a.Region == "" && len(a.Pools) == 0 {
+		return nil
+	}
+	drawn := a.draw()
+	var ranked [4][]fleet.Candidate
+	for _, c := range plan.Candidates {
+		rank := a.rank(c.Pool, drawn)
+		if rank == len(ranked)-1 && a.Strict {
+			continue
+		}
+		ranked[rank] = append(ranked[rank], c)
+	}
+	all := plan.Candidates[:0]
+	for _, faithful := range []bool{true, false} {
+		for _, rank := range ranked {
+			for _, c := range rank {
+				if (c.Fallback == "") == faithful {
+					all = append(all, c)
+				}
+			}
+		}
+	}
+	if plan.Candidates = all; len(all) == 0 {
+		e := inference.Errorf(inference.CodeNoCapacity, "no server of model %q is where this request may run", shorten(plan.Request.Model))
+		e.Reason, e.NoRetry = "rule", true
+		return e
+	}
+	return nil
+}
+
+// rank is how much the action wants a pool: 0 most, 3 not at all.
+func (a *Action) rank(p *fleet.Pool, drawn string) int {
+	inRegion := a.Region == "" || p.Region.Name == a.Region
+	switch {
+	case !inRegion:
+		return 3
+	case len(a.Pools) == 0:
+		return 0
+	case drawn != "" && names(drawn, p):
+		return 0
+	}
+	for name := range a.Pools {
+		if names(name, p) {
+			return 1
+		}
+	}
+	if a.Strict || a.Region == "" {
+		return 3
+	}
+	return 2
+}
+
+// names says whether a name, `pool` or `region/pool`, is that of a pool.
+func names(name string, p *fleet.Pool) bool {
+	if strings.Contains(name, "/") {
+		return p.Name == name
+	}
+	return strings.TrimPrefix(p.Name, p.Region.Name+"/") == name
+}
+
+// draw chooses one of the pools by weight.
+func (a *Action) draw() string {
+	total := 0
+	for _, w := range a.Pools {
+		total += w
+	}
+	if total == 0 {
+		return ""
+	}
+	at := rand.IntN(total)
+	for name, w := range a.Pools { // in any order: each has its share
+		if at -= w; at < 0 {
+			return name
+		}
+	}
+	return ""
+}
+
+// shadow plans the copy of a request; nil when there is nowhere to run it.
+func (r *Router) shadow(req *inference.Request, s *steered) *fleet.Plan {
+	c := *req
+	only := &steered{rule: s.rule, arm: s.shadow, actions: [2]*Action{s.mirror}, count: 1}
+	c.Steered = only
+	s.mirror.change(&c)
+	plan, err := r.plan(&c)
+	if err != nil || only.apply(plan) != nil {
+		return nil
+	}
+	return plan
+}
