@@ -64,6 +64,10 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		if r.Method != http.MethodPost {
 			w.w.Header().Set("Allow", http.MethodPost)
 		}
+	case path == feedbackPath && s.parts.Feedback != nil:
+		if r.Method != http.MethodPost {
+			w.w.Header().Set("Allow", http.MethodPost)
+		}
 	case path == "/models" || strings.HasPrefix(path, "/models/"):
 		return s.serveModels(w, r, strings.TrimPrefix(path[len("/models"):], "/"))
 	case cfg.Probes && s.parts.Probes != nil && (r.URL.Path == "/livez" || r.URL.Path == "/readyz"):
@@ -73,7 +77,7 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		s.fail(w, inference.Errorf(inference.CodeNotFound, "unknown path %q", r.URL.Path))
 		return w.aborted
 	}
-	if err := s.checkHead(w.req, r.Method, peerIP(r.RemoteAddr)); err != nil {
+	if err := s.judge(w, r); err != nil {
 		s.refuseUnread(w, r, err, cfg)
 		return w.aborted
 	}
@@ -84,6 +88,10 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		return w.aborted
 	}
 	w.read = time.Now()
+	if !ok {
+		s.serveFeedback(w, body.bytes)
+		return w.aborted
+	}
 	s.answer(r.Context(), w, body.bytes)
 	return w.aborted
 }
@@ -92,6 +100,10 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 func (s *Server) answer(ctx context.Context, w *writer, body []byte) {
 	if err := s.parse(w.req, body); err != nil {
 		s.fail(w, err)
+		return
+	}
+	if !w.caller.May(w.req.Model) {
+		s.fail(w, unknownModel(w.req.Model))
 		return
 	}
 	if s.parts.Tracing != nil {
@@ -115,8 +127,22 @@ func (s *Server) fail(w *writer, err error) {
 	s.parts.Record(&rec)
 }
 
+// judge is checkHead, or what the other front has found already.
+func (s *Server) judge(w *writer, r *http.Request) error {
+	c, ok := r.Context().Value(connKey{}).(*frontConn)
+	if !ok || c.judged == nil {
+		return s.checkHead(w, r.Method, peerIP(r.RemoteAddr))
+	}
+	j := c.judged
+	c.judged = nil
+	w.caller = j.w.caller
+	w.req.ClientIP, w.req.Tenant, w.req.Class, w.req.Key, w.req.Quota = j.w.req.ClientIP, j.w.req.Tenant, j.w.req.Class, j.w.req.Key, j.w.req.Quota
+	return j.err
+}
+
 // checkHead judges a request by its head alone, before its body is read.
-func (s *Server) checkHead(req *inference.Request, method string, peer netip.Addr) error {
+func (s *Server) checkHead(w *writer, method string, peer netip.Addr) error {
+	req := w.req
 	if method != http.MethodPost {
 		return inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use POST", method)
 	}
@@ -128,9 +154,7 @@ func (s *Server) checkHead(req *inference.Request, method string, peer netip.Add
 		e.RetryAfter = time.Second
 		return e
 	}
-	req.ClientIP = s.proxies.Load().clientIP(peer, req.Header)
-	var err error
-	if req.Tenant, req.Class, err = s.parts.Identity.Identify(req.Header); err != nil {
+	if err := s.checkCaller(w, peer); err != nil {
 		return err
 	}
 	if ct := req.Header.Get("Content-Type"); ct != "" && ct != "application/json" {
@@ -142,6 +166,21 @@ func (s *Server) checkHead(req *inference.Request, method string, peer netip.Add
 		return inference.Errorf(inference.CodeUnsupportedMedia, "content encoding %q is not supported", ce)
 	}
 	return nil
+}
+
+// checkCaller finds out who sends a request, and whether its address may now.
+func (s *Server) checkCaller(w *writer, peer netip.Addr) (err error) {
+	req := w.req
+	req.ClientIP = s.proxies.Load().clientIP(peer, req.Header)
+	if w.caller, err = s.parts.Identity.Identify(req.Header); err == nil {
+		req.Tenant, req.Class, req.Key, req.Quota = w.caller.Tenant, w.caller.Class, w.caller.Key, w.caller.Quota
+	}
+	if s.parts.Limits != nil { // who guesses keys is limited too
+		if limited := s.parts.Limits.Admit(req.Received, req.ClientIP); limited != nil {
+			return limited
+		}
+	}
+	return err
 }
 
 // fields is the number of header fields.
@@ -184,17 +223,15 @@ func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool)
 		s.fail(w, inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use GET", r.Method))
 		return w.aborted
 	}
-	if _, _, err := s.parts.Identity.Identify(r.Header); err != nil {
+	if err := s.checkCaller(w, peerIP(r.RemoteAddr)); err != nil {
 		s.refuseUnread(w, r, err, s.cfg.Load())
 		return w.aborted
 	}
-	names := s.parts.Models()
+	names := slices.DeleteFunc(s.parts.Models(), func(name string) bool { return !w.caller.May(name) })
 	var v any
 	if id != "" {
 		if !slices.Contains(names, id) {
-			e := inference.Errorf(inference.CodeModelNotFound, "the model %q does not exist", id)
-			e.Param = "model"
-			s.fail(w, e)
+			s.fail(w, unknownModel(id))
 			return w.aborted
 		}
 		v = s.model(id)
@@ -219,6 +256,20 @@ func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool)
 	}
 	return false
 }
+
+// unknownModel is the error for a model that is not there, or not for this caller:
+// which of the two is nobody's business.
+func unknownModel(name string) error {
+	if len(name) > maxModel {
+		name = strings.ToValidUTF8(name[:maxModel], "") + "..."
+	}
+	e := inference.Errorf(inference.CodeModelNotFound, "the model %q does not exist or is not available to you", name)
+	e.Param, e.NoRetry = "model", true
+	return e
+}
+
+// maxModel bounds how much of a model's name comes back in a message, in bytes.
+const maxModel = 128
 
 // model is one element of the list of models.
 type model struct {

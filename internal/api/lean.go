@@ -310,7 +310,7 @@ func (c *leanConn) next(raw syscall.RawConn, ready func(uintptr) bool) (handed, 
 	if state == leanWhole {
 		return c.request(h, received)
 	}
-	return c.hand(), false
+	return c.hand(nil), false
 }
 
 // more reads more of a request into the buffer, no later than until.
@@ -345,10 +345,20 @@ func (c *leanConn) front() *frontConn {
 	return f
 }
 
-// hand gives the connection to net/http with what was read of the request.
-func (c *leanConn) hand() bool {
+// hand gives the connection to net/http with what was read of the request, and what
+// its head was judged to be; nil when it was not judged.
+func (c *leanConn) hand(j *judged) bool {
 	_ = c.nc.SetDeadline(time.Time{}) // net/http sets its own
-	return c.lean.handoff.give(c.front())
+	f := c.front()
+	f.judged = j
+	return c.lean.handoff.give(f)
+}
+
+// judged is what a request's head was judged to be on another front: it is charged to
+// its limits once.
+type judged struct {
+	w   *writer
+	err error
 }
 
 // request answers a request whose head was understood.
@@ -356,21 +366,22 @@ func (c *leanConn) request(h leanHead, received time.Time) (handed, again bool) 
 	s := c.lean.server
 	cfg := s.cfg.Load()
 	req := &inference.Request{ID: requestID(c.header), Surface: h.surface, Received: received, Header: c.header, RawQuery: h.query}
+	w := &writer{w: &c.res, req: req, stall: cfg.WriteStallTimeout, armed: received}
+	err := s.checkHead(w, http.MethodPost, c.peer)
 	body := heldBody{mem: &s.memory}
-	if h.length > int64(cfg.MaxBody) || s.checkHead(req, http.MethodPost, c.peer) != nil || body.begin(h.length, cfg) != nil {
+	if err != nil || h.length > int64(cfg.MaxBody) || body.begin(h.length, cfg) != nil {
 		body.release()
-		return c.hand(), false // what refuses unread bodies is net/http's side
+		return c.hand(&judged{w, err}), false // what refuses unread bodies is net/http's side
 	}
 	defer body.release()
 	c.r += h.size
 	c.res.reset(c)
 	c.res.close = h.close
 	c.res.header["X-Request-Id"] = []string{req.ID}
-	w := &writer{w: &c.res, req: req, stall: cfg.WriteStallTimeout, armed: received}
 	if c.write.set(received.Add(w.stall), c.nc.SetWriteDeadline) != nil {
 		return false, false
 	}
-	if err := c.readBody(&body, h.length, received, cfg); err != nil {
+	if err = c.readBody(&body, h.length, received, cfg); err != nil {
 		c.res.close = true
 		s.fail(w, err)
 		_ = c.res.finish() // the connection ends in any case

@@ -67,7 +67,8 @@ type frontConn struct {
 	read    lazyDeadline
 	write   lazyDeadline
 
-	prefix   []byte // was read from the connection already
+	prefix   []byte  // was read from the connection already
+	judged   *judged // the first request's head; nil: it was not judged
 	proxied  bool
 	patience time.Duration // longest wait for a PROXY protocol header
 	once     sync.Once

@@ -55,7 +55,7 @@ type rig struct {
 	idleAt int                // goroutines of an idle server
 
 	serves   atomic.Int64 // requests that reached the gateway
-	identity func(http.Header) (string, inference.Class, error)
+	identity func(http.Header) (inference.Caller, error)
 	models   []string
 	timeout  time.Duration
 
@@ -67,11 +67,11 @@ type rig struct {
 }
 
 // Identify implements api.Identity.
-func (r *rig) Identify(h http.Header) (string, inference.Class, error) {
+func (r *rig) Identify(h http.Header) (inference.Caller, error) {
 	if r.identity != nil {
 		return r.identity(h)
 	}
-	return "anonymous", inference.Normal, nil
+	return inference.Caller{Tenant: inference.Anonymous}, nil
 }
 
 // ok is what the scripted gateway answers with.

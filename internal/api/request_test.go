@@ -71,8 +71,8 @@ func TestModels(t *testing.T) {
 	if a := r.ask("GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"); a.body != `{"object":"list","data":[]}` {
 		t.Errorf("no models: got %s", a.body)
 	}
-	r.identity = func(http.Header) (string, inference.Class, error) {
-		return "", 0, inference.Errorf(inference.CodeUnauthorized, "no")
+	r.identity = func(http.Header) (inference.Caller, error) {
+		return inference.Caller{}, inference.Errorf(inference.CodeUnauthorized, "no")
 	}
 	r.ask("GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").refused(t, 401, inference.CodeUnauthorized)
 	r.untouched()
@@ -116,7 +116,7 @@ func TestHead(t *testing.T) {
 
 func TestProbes(t *testing.T) {
 	r := newRig(t, nil, nil)
-	r.identity = func(http.Header) (string, inference.Class, error) { return "", 0, errors.New("asked for a credential") }
+	r.identity = func(http.Header) (inference.Caller, error) { return inference.Caller{}, errors.New("asked for a credential") }
 	for _, path := range []string{"/livez", "/readyz"} {
 		if a := r.ask("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n"); a.StatusCode != 200 || a.body != "probe" {
 			t.Errorf("%s: got %d %q", path, a.StatusCode, a.body)
@@ -479,13 +479,13 @@ func TestDeadlines(t *testing.T) {
 
 func TestIdentityIsAskedBeforeTheBodyIsRead(t *testing.T) {
 	r := newRig(t, nil, nil)
-	r.identity = func(h http.Header) (string, inference.Class, error) {
+	r.identity = func(h http.Header) (inference.Caller, error) {
 		if h.Get("Authorization") != "Bearer good" {
 			e := inference.Errorf(inference.CodeUnauthorized, "who are you?")
 			e.NoRetry = true
-			return "", 0, e
+			return inference.Caller{}, e
 		}
-		return "acme", inference.VIP, nil
+		return inference.Caller{Tenant: "acme", Class: inference.VIP}, nil
 	}
 	c := r.dial()
 	c.send("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n") // and no body
@@ -498,8 +498,8 @@ func TestIdentityIsAskedBeforeTheBodyIsRead(t *testing.T) {
 	if req := r.last(); req.Tenant != "acme" || req.Class != inference.VIP {
 		t.Errorf("got %q %v", req.Tenant, req.Class)
 	}
-	r.identity = func(http.Header) (string, inference.Class, error) {
-		return "", 0, errors.New("secret of the inside")
+	r.identity = func(http.Header) (inference.Caller, error) {
+		return inference.Caller{}, errors.New("secret of the inside")
 	}
 	a := r.ask(post("/v1/chat/completions", chat))
 	a.refused(t, 500, inference.CodeInternal)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,7 +17,13 @@ import (
 
 // Identity tells who sent a request. Its error is an *inference.Error.
 type Identity interface {
-	Identify(h http.Header) (tenant string, class inference.Class, err error)
+	Identify(h http.Header) (inference.Caller, error)
+}
+
+// Addresses limits what one address may ask, before anything of it is read but its
+// head. Its error is an *inference.Error.
+type Addresses interface {
+	Admit(now time.Time, ip netip.Addr) error
 }
 
 // Serve answers one request; it is gateway.Serve, given by app.
@@ -47,6 +54,8 @@ type Parts struct {
 	Serve    Serve
 	Record   func(*inference.Record) // keeps requests that never reach Serve
 	Identity Identity
+	Limits   Addresses            // nil: there are none
+	Feedback Feedback             // nil: nobody wants any
 	Timeout  func() time.Duration // longest time for a whole request
 	Models   func() []string      // what GET /v1/models lists
 	Probes   http.Handler         // /livez and /readyz; nil answers neither

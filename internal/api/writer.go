@@ -23,6 +23,7 @@ type conn interface {
 type writer struct {
 	w       conn
 	req     *inference.Request
+	caller  inference.Caller
 	stall   time.Duration
 	armed   time.Time // when the write deadline was set last
 	read    time.Time // when the body had been read; zero when it was not

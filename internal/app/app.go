@@ -132,7 +132,7 @@ func New(file *config.File, opts Options) (*App, error) {
 			return a.gateway.Serve(ctx, req, out)
 		},
 		Record:   a.recorder.Record,
-		Identity: a.keys,
+		Identity: callers{a.keys},
 		Timeout:  a.gateway.Timeout,
 		Models:   func() []string { return a.fleet.Snapshot().Models() },
 		Probes:   a.admin.Probes(),

@@ -27,11 +27,11 @@ func ScopeOf(req *inference.Request, shared bool) string {
 	return TenantScope(req.Tenant)
 }
 
-// credentials lists what tells clients apart where there are no tenants, since it may
+// credentials lists what tells clients apart that have no key here, since it may
 // be passed on to the servers: the fields in which the known APIs take keys, and
 // cookies but Spillway's own. It is part of their keys.
 func credentials(req *inference.Request, scope string) (list []string) {
-	if scope != TenantScope(inference.Anonymous) {
+	if scope == SharedScope || req.Key != "" {
 		return nil
 	}
 	for _, name := range [...]string{"Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key"} {
@@ -78,14 +78,14 @@ var canonical = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return 
 const keptBuffer = 512 << 10
 
 // version is hashed into every key: what changes the meaning of a key changes it.
-const version = "spillway answer 2"
+const version = "spillway answer 3"
 
 // KeyOf hashes everything that may change a request's answer: whose it is, with the
-// credentials of clients that are nobody's tenants, the
-// surface, the model by the name that it is asked for upstream, the form, the URL's
+// credentials of clients without a key, the surface, the arm of an experiment that it is
+// part of, the model by the name that it is asked for upstream, the form, the URL's
 // query, the header fields that servers read, and the canonical body. vary lists
 // further fields, in canonical form. The error says why a body has no key.
-func KeyOf(req *inference.Request, scope, model string, vary []string) (Key, error) {
+func KeyOf(req *inference.Request, scope string, arm inference.Arm, model string, vary []string) (Key, error) {
 	bp := canonical.Get().(*[]byte)
 	defer canonical.Put(bp)
 	b := (*bp)[:0]
@@ -100,6 +100,8 @@ func KeyOf(req *inference.Request, scope, model string, vary []string) (Key, err
 	}
 	text("")
 	text(req.Surface.String())
+	text(arm.Experiment)
+	text(arm.Arm)
 	text(model)
 	b = append(b, formOf(req))
 	text(req.RawQuery)

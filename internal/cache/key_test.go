@@ -26,6 +26,8 @@ type ask struct {
 	query   string
 	header  http.Header
 	shared  bool
+	keyed   string // the name of the tenant's key
+	arm     inference.Arm
 }
 
 // request parses it.
@@ -35,7 +37,7 @@ func (a ask) request(t testing.TB) *inference.Request {
 	if err != nil {
 		t.Fatalf("%s: %v", a.body, err)
 	}
-	req := &inference.Request{Surface: a.surface, Tenant: a.tenant, Body: []byte(a.body), Fields: f, RawQuery: a.query, Header: a.header}
+	req := &inference.Request{Surface: a.surface, Tenant: a.tenant, Key: a.keyed, Body: []byte(a.body), Fields: f, RawQuery: a.query, Header: a.header}
 	if req.Tenant == "" {
 		req.Tenant = inference.Anonymous
 	}
@@ -50,7 +52,7 @@ func (a ask) key(t testing.TB) (cache.Key, error) {
 		model = "m"
 	}
 	req := a.request(t)
-	return cache.KeyOf(req, cache.ScopeOf(req, a.shared), model, []string{"X-Persona"})
+	return cache.KeyOf(req, cache.ScopeOf(req, a.shared), a.arm, model, []string{"X-Persona"})
 }
 
 // base is the request that the tables change.
@@ -74,7 +76,7 @@ func TestRequestsThatShareAnAnswer(t *testing.T) {
 		"other fields":     {ask{body: base}, ask{body: base, header: http.Header{"User-Agent": {"x"}, "X-Request-Id": {"1"}}}},
 		"own cookies":      {ask{body: base}, ask{body: base, header: http.Header{"Cookie": {"spillway-eu=1; spillway=2"}}}},
 		"shared":           {ask{body: base, tenant: "a", shared: true}, ask{body: base, tenant: "b", shared: true}},
-		"a tenant's keys":  {ask{body: base, tenant: "a", header: http.Header{"Authorization": {"1"}}}, ask{body: base, tenant: "a", header: http.Header{"Authorization": {"2"}}}},
+		"a tenant's keys":  {ask{body: base, tenant: "a", keyed: "k1", header: http.Header{"Authorization": {"1"}}}, ask{body: base, tenant: "a", keyed: "k2", header: http.Header{"Authorization": {"2"}}}},
 		"embeddings, user": {ask{surface: inference.Embeddings, body: `{"model":"m","input":"x"}`}, ask{surface: inference.Embeddings, body: `{"model":"m","input":"x","user":"u"}`}},
 		"messages, metadata": {ask{surface: inference.Messages, body: `{"model":"m","max_tokens":1,"messages":[]}`},
 			ask{surface: inference.Messages, body: `{"model":"m","max_tokens":1,"messages":[],"metadata":{"user_id":"u"},"stream":true}`}},
@@ -110,6 +112,9 @@ func TestRequestsThatDoNot(t *testing.T) {
 		"a tenant called shared":               {ask{body: base, tenant: "shared"}, ask{body: base, tenant: "a", shared: true}},
 		"credentials":                          {ask{body: base, header: http.Header{"Authorization": {"1"}}}, ask{body: base, header: http.Header{"Authorization": {"2"}}}},
 		"other credentials":                    {ask{body: base, header: http.Header{"Api-Key": {"1"}}}, ask{body: base, header: http.Header{"Api-Key": {"2"}}}},
+		"arms":                                 {ask{body: base, arm: inference.Arm{Experiment: "e", Arm: "a"}}, ask{body: base, arm: inference.Arm{Experiment: "e", Arm: "b"}}},
+		"an arm and none":                      {ask{body: base, arm: inference.Arm{Experiment: "e", Arm: "a"}}, ask{body: base}},
+		"experiments":                          {ask{body: base, arm: inference.Arm{Experiment: "e", Arm: "a"}}, ask{body: base, arm: inference.Arm{Experiment: "ea", Arm: ""}}},
 		"a key and none":                       {ask{body: base}, ask{body: base, header: http.Header{"X-Api-Key": {"1"}}}},
 		"cookies":                              {ask{body: base, header: http.Header{"Cookie": {"session=1"}}}, ask{body: base, header: http.Header{"Cookie": {"session=2"}}}},
 		"surfaces":                             {ask{surface: inference.Chat, body: base}, ask{surface: inference.Messages, body: base}},
@@ -210,8 +215,8 @@ func FuzzKey(f *testing.F) {
 				Surface: surface, Tenant: "t", Body: []byte(body), Fields: fields, RawQuery: beta,
 				Header: http.Header{"Anthropic-Beta": strings.Split(beta, "|"), "X-Persona": {beta}},
 			}
-			key, err := cache.KeyOf(req, "tenant:t", "m", []string{"X-Persona"})
-			again, err2 := cache.KeyOf(req, "tenant:t", "m", []string{"X-Persona"})
+			key, err := cache.KeyOf(req, "tenant:t", inference.Arm{}, "m", []string{"X-Persona"})
+			again, err2 := cache.KeyOf(req, "tenant:t", inference.Arm{}, "m", []string{"X-Persona"})
 			if (err == nil) != (err2 == nil) || key != again {
 				t.Fatalf("%q has the keys %v and %v", body, key, again)
 			}
@@ -332,7 +337,7 @@ func BenchmarkKeyOf(b *testing.B) {
 			b.SetBytes(int64(len(req.Body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := cache.KeyOf(req, "tenant:t", "m", nil); err != nil {
+				if _, err := cache.KeyOf(req, "tenant:t", inference.Arm{}, "m", nil); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -149,11 +149,26 @@ func (f *flight) head(h *inference.Head) error {
 	f.begun = true
 	f.rec.Status = h.Status
 	if f.receipt != nil {
-		head := *h // which others may read
-		head.Fields = append(slices.Clip(h.Fields), f.receipt.Fields(time.Now())...)
-		h = &head
+		h = withLimits(h, f.receipt.Fields(time.Now()))
 	}
 	return f.out.Head(h)
+}
+
+// withLimits is a head with what the client is told of its limits, in the place of
+// those of a provider's account, which are not its own. Others may read h.
+func withLimits(h *inference.Head, limits []inference.HeaderField) *inference.Head {
+	if len(limits) == 0 {
+		return h
+	}
+	head := *h
+	head.Fields = make([]inference.HeaderField, 0, len(h.Fields)+len(limits))
+	for _, f := range h.Fields {
+		if !slices.ContainsFunc(limits, func(l inference.HeaderField) bool { return l.Name == f.Name }) {
+			head.Fields = append(head.Fields, f)
+		}
+	}
+	head.Fields = append(head.Fields, limits...)
+	return &head
 }
 
 // send hands bytes to the reader.

@@ -43,7 +43,8 @@ func Strip(req *inference.Request) *inference.Request {
 	c := *req
 	c.ID, c.Ticket, c.Retry, c.Wait, c.Patience = "", "", 0, 0, 0
 	c.Class, c.DegradeOK = inference.Idle, false
-	c.Tenant, c.Model, c.User = strings.Clone(c.Tenant), strings.Clone(c.Model), strings.Clone(c.User)
+	c.Tenant, c.Key, c.User = strings.Clone(c.Tenant), strings.Clone(c.Key), strings.Clone(c.User)
+	c.Model, c.Asked = strings.Clone(c.Model), strings.Clone(c.Asked)
 	c.Body = bytes.Clone(req.Body)
 	c.RawQuery = stripQuery(req.RawQuery)
 	c.Header = make(http.Header, len(req.Header))
