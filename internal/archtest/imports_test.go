@@ -63,6 +63,7 @@ const (
 	yamlPath = "go.yaml.in/yaml/v3"
 	rueidis  = "github.com/redis/rueidis"
 	bun      = "github.com/uptrace/bun"
+	expr     = "github.com/expr-lang/expr"
 	jsontext = "github.com/go-json-experiment/json/jsontext"
 )
 
@@ -75,6 +76,8 @@ var thirdParties = map[string][]string{
 	"internal/fleet/file": {"github.com/fsnotify/fsnotify", yamlPath},
 	"internal/fleet/dns":  {"golang.org/x/net/dns/dnsmessage"},
 	"internal/route":      {xxhash}, // the nodes' hashes come from fleet: policies must use the same function
+	"internal/route/geo":  {"github.com/oschwald/maxminddb-golang/v2"},
+	"internal/route/rule": {expr, expr + "/ast", expr + "/parser", expr + "/vm"},
 	"internal/admin":      {prom, prom + "/promhttp"},
 	"internal/telemetry": {
 		prom, prom + "/collectors", otel + "/attribute", otel + "/codes", otel + "/propagation", otel + "/trace",
