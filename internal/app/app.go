@@ -35,6 +35,7 @@ import (
 	"github.com/spillway/spillway/internal/gateway"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/identity"
+	"github.com/spillway/spillway/internal/identity/jwt"
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
@@ -95,7 +96,7 @@ func New(file *config.File, opts Options) (*App, error) {
 	a.registry = telemetry.NewRegistry(opts.Version)
 	a.fleet = fleet.New(log)
 	var err error
-	if a.keys, err = identity.New(file.Identity); err != nil {
+	if a.keys, err = identity.New(file.Identity, identity.Parts{Tokens: jwt.New(jwt.Parts{Log: log}), Log: log}); err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	if a.router, err = route.New(file.Route, tiers(file), a.fleet, log); err != nil {
@@ -132,7 +133,7 @@ func New(file *config.File, opts Options) (*App, error) {
 			return a.gateway.Serve(ctx, req, out)
 		},
 		Record:   a.recorder.Record,
-		Identity: callers{a.keys},
+		Identity: a.keys,
 		Timeout:  a.gateway.Timeout,
 		Models:   func() []string { return a.fleet.Snapshot().Models() },
 		Probes:   a.admin.Probes(),
@@ -142,7 +143,7 @@ func New(file *config.File, opts Options) (*App, error) {
 	if a.databases != nil {
 		a.registry.MustRegister(databaseStats{a.databases})
 	}
-	a.registry.MustRegister(a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
+	a.registry.MustRegister(a.keys, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
 	if err := a.apply(file); err != nil {
 		return nil, err
 	}
@@ -278,6 +279,7 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 		})
 	}
 	closeStores := a.runStores(context.WithoutCancel(ctx), failed)
+	run("identity", a.keys.Run)
 	run("upstream", a.upstream.Run)
 	run("health", a.health.Run)
 	run("usage", a.recorder.Run)

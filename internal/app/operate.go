@@ -37,9 +37,6 @@ func newGauges(a *App) prometheus.Collector {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "spillway_upstream_idle_connections", Help: "Idle connections to instances.",
 		}, func() float64 { return float64(a.upstream.Idle()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "spillway_identity_keys", Help: "API keys in force.",
-		}, func() float64 { return float64(a.keys.Len()) }),
 	}
 }
 

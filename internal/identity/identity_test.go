@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,12 +16,18 @@ import (
 
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 // digest is the first column of a key's line.
 func digest(key string) string {
 	d := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(d[:])
+}
+
+// newKeysOf returns the keys of a configuration.
+func newKeysOf(cfg identity.Config) (*identity.Keys, error) {
+	return identity.New(cfg, identity.Parts{Log: testkit.Discard()})
 }
 
 // keysFile writes a keys file.
@@ -39,7 +46,7 @@ func newKeys(t testing.TB) *identity.Keys {
 	long := strings.Repeat("k", 1000)
 	path := keysFile(t, fmt.Sprintf("# keys\n%s acme vip\n\n%s\tbeta  normal # a comment\r\n%s crawl batch\n%s long vip",
 		digest("sk-acme"), strings.ToUpper(digest("sk-beta")), digest("sk-crawl"), digest(long)))
-	k, err := identity.New(identity.Config{KeysFile: path})
+	k, err := newKeysOf(identity.Config{KeysFile: path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +58,7 @@ func newKeys(t testing.TB) *identity.Keys {
 
 func TestIdentify(t *testing.T) {
 	keys := newKeys(t)
-	open, err := identity.New(identity.Default())
+	open, err := newKeysOf(identity.Default())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +93,8 @@ func TestIdentify(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			tenant, class, err := tt.keys.Identify(tt.header)
+			c, err := tt.keys.Identify(tt.header)
+			tenant, class := c.Tenant, c.Class
 			var code inference.Code
 			if e, ok := errors.AsType[*inference.Error](err); ok {
 				code = e.Code
@@ -104,8 +112,8 @@ func TestIdentify(t *testing.T) {
 // what one with a wrong key learns.
 func TestUnauthorizedIsOneAnswer(t *testing.T) {
 	keys := newKeys(t)
-	_, _, missing := keys.Identify(http.Header{})
-	_, _, wrong := keys.Identify(http.Header{"X-Api-Key": {"sk-secret-guess"}})
+	_, missing := keys.Identify(http.Header{})
+	_, wrong := keys.Identify(http.Header{"X-Api-Key": {"sk-secret-guess"}})
 	if diff := cmp.Diff(missing, wrong); diff != "" {
 		t.Errorf("missing and wrong key differ: %s", diff)
 	}
@@ -185,13 +193,13 @@ func TestValidate(t *testing.T) {
 func TestApply(t *testing.T) {
 	path := keysFile(t, digest("old")+" acme vip\n")
 	cfg := identity.Config{KeysFile: path}
-	keys, err := identity.New(cfg)
+	keys, err := newKeysOf(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	who := func(key string) string {
-		tenant, _, _ := keys.Identify(http.Header{"X-Api-Key": {key}})
-		return tenant
+		c, _ := keys.Identify(http.Header{"X-Api-Key": {key}})
+		return c.Tenant
 	}
 	steps := []struct {
 		content  string
@@ -234,7 +242,7 @@ func FuzzKeysFile(f *testing.F) {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Skip(err)
 		}
-		keys, err := identity.New(identity.Config{KeysFile: path})
+		keys, err := newKeysOf(identity.Config{KeysFile: path})
 		if err != nil {
 			for _, line := range strings.Split(err.Error(), "\n") {
 				if !strings.HasPrefix(line, "keys_file: "+path+":") {
@@ -246,7 +254,7 @@ func FuzzKeysFile(f *testing.F) {
 		if keys.Len() == 0 {
 			t.Error("a file without keys was accepted")
 		}
-		if _, _, err := keys.Identify(http.Header{}); err == nil {
+		if _, err := keys.Identify(http.Header{}); err == nil {
 			t.Error("a request without a key got in")
 		}
 	})
@@ -257,7 +265,7 @@ func BenchmarkIdentify(b *testing.B) {
 	h := http.Header{"Authorization": {"Bearer sk-acme"}}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := keys.Identify(h); err != nil {
+		if _, err := keys.Identify(h); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -272,14 +280,14 @@ func ExampleKeys_Identify() {
 	fmt.Fprintf(file, "%x acme vip\n", sha256.Sum256([]byte("sk-1234")))
 	file.Close()
 
-	keys, err := identity.New(identity.Config{KeysFile: file.Name()})
+	keys, err := identity.New(identity.Config{KeysFile: file.Name()}, identity.Parts{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		panic(err)
 	}
 	h := make(http.Header)
 	h.Set("Authorization", "Bearer sk-1234")
 	h.Set("X-Spillway-Class", "batch")
-	tenant, class, err := keys.Identify(h)
-	fmt.Println(tenant, class, err)
+	c, err := keys.Identify(h)
+	fmt.Println(c.Tenant, c.Class, err)
 	// Output: acme batch <nil>
 }

@@ -24,10 +24,16 @@ func (c *Caller) May(model string) bool {
 
 // Quota are the limits of one credential. 0 is no limit.
 type Quota struct {
+	// Requests in a second.
 	RequestsPerSecond int64 `yaml:"requests_per_second" json:"requests_per_second,omitempty"`
+	// Requests in a minute.
 	RequestsPerMinute int64 `yaml:"requests_per_minute" json:"requests_per_minute,omitempty"`
-	TokensPerMinute   int64 `yaml:"tokens_per_minute" json:"tokens_per_minute,omitempty"`
-	Concurrent        int64 `yaml:"concurrent" json:"concurrent,omitempty"`
-	TokensPerDay      int64 `yaml:"tokens_per_day" json:"tokens_per_day,omitempty"`     // calendar days, UTC
-	TokensPerMonth    int64 `yaml:"tokens_per_month" json:"tokens_per_month,omitempty"` // calendar months, UTC
+	// Tokens in a minute, of prompts and answers.
+	TokensPerMinute int64 `yaml:"tokens_per_minute" json:"tokens_per_minute,omitempty"`
+	// Requests at a time.
+	Concurrent int64 `yaml:"concurrent" json:"concurrent,omitempty"`
+	// Tokens in a calendar day, UTC.
+	TokensPerDay int64 `yaml:"tokens_per_day" json:"tokens_per_day,omitempty"`
+	// Tokens in a calendar month, UTC.
+	TokensPerMonth int64 `yaml:"tokens_per_month" json:"tokens_per_month,omitempty"`
 }
