@@ -1,0 +1,148 @@
+package experiment
+
+import (
+	"math"
+	"time"
+)
+
+// Status is how an experiment stands and what it has found.
+type Status struct {
+	Name string `json:"name"`
+	State
+	Share    float64     `json:"share"`             // of the requests that its condition matches, now
+	Assigned string      `json:"assigned_by"`       // what stays in one arm
+	Control  string      `json:"control,omitempty"` // the arm that others are compared to
+	Alpha    float64     `json:"alpha"`             // over all verdicts together
+	Each     float64     `json:"alpha_each"`        // what each verdict may spend of it
+	Arms     []ArmStatus `json:"arms"`
+}
+
+// ArmStatus is what an arm's requests have given since the experiment began, or since
+// the gateway started.
+type ArmStatus struct {
+	Name     string            `json:"name"`
+	Share    float64           `json:"share"`          // of the experiment's requests, as configured
+	Requests uint64            `json:"requests"`       // that are samples
+	Failures uint64            `json:"failures"`       // among them
+	Faults   uint64            `json:"faults"`         // among them: failed, or saved from a server that broke
+	Canceled uint64            `json:"canceled"`       // no samples: the client left
+	Excluded uint64            `json:"excluded"`       // no samples: the client's own mistakes and limits
+	Cached   uint64            `json:"cached"`         // no samples: nothing was generated
+	Keys     int               `json:"keys,omitempty"` // groups of keys among them, at most 256; 0 where each request stands alone
+	Errors   map[string]uint64 `json:"errors,omitempty"`
+	TTFTP50  float64           `json:"ttft_p50_seconds"`
+	TTFTP95  float64           `json:"ttft_p95_seconds"`
+	Metrics  []MetricStatus    `json:"metrics"`
+}
+
+// MetricStatus is one metric of an arm. Times are in seconds. Typical is the share of
+// successes, the mean of scores, and otherwise the geometric mean, which a few very
+// long values do not move; Interval is its confidence sequence at the experiment's
+// alpha, for this arm and metric alone.
+type MetricStatus struct {
+	Metric   string      `json:"metric"`
+	N        uint64      `json:"n"`
+	Mean     float64     `json:"mean"`
+	Typical  float64     `json:"typical"`
+	Interval *Interval   `json:"interval,omitempty"` // from 100 samples on
+	Versus   *Difference `json:"versus_control,omitempty"`
+	Tested   bool        `json:"tested"` // it has a verdict
+}
+
+// Status tells how every experiment stands, in the configured order. It computes for
+// some microseconds an arm, during which the experiment's requests wait to be
+// recorded.
+func (s *Set) Status(now time.Time) []Status {
+	trials := s.table.Load().trials
+	all := make([]Status, 0, len(trials))
+	for _, t := range trials {
+		all = append(all, t.status(now))
+	}
+	return all
+}
+
+// status tells how a trial stands.
+func (t *trial) status(now time.Time) Status {
+	s := Status{Name: t.cfg.Name, State: *t.life.state.Load(), Assigned: t.cfg.By, Alpha: t.cfg.Alpha}
+	if s.State.State == Running {
+		s.Share = t.share(now.Sub(s.Started))
+	}
+	if t.control >= 0 {
+		s.Control, s.Each = t.names[t.control], t.verdictAlpha()
+	}
+	t.ledger.mu.Lock()
+	defer t.ledger.mu.Unlock()
+	for i, arm := range t.ledger.mu.arms {
+		s.Arms = append(s.Arms, t.armStatus(i, arm))
+	}
+	return s
+}
+
+// armStatus tells how an arm stands. The caller holds the ledger.
+func (t *trial) armStatus(i int, arm *tally) ArmStatus {
+	a := ArmStatus{
+		Name: t.names[i], Share: 1, Requests: arm.results[answered] + arm.results[failed], Failures: arm.results[failed], Faults: uint64(arm.faults),
+		Canceled: arm.results[canceled], Excluded: arm.results[excluded], Cached: arm.results[cached],
+		Keys: arm.series[success].keys(), TTFTP50: arm.waits.quantile(0.5), TTFTP95: arm.waits.quantile(0.95),
+	}
+	if len(t.upto) > 0 {
+		a.Share = t.upto[i]
+		if i > 0 {
+			a.Share -= t.upto[i-1]
+		}
+	}
+	if len(arm.codes) > 0 {
+		a.Errors = make(map[string]uint64, len(arm.codes))
+		for code, n := range arm.codes {
+			a.Errors[string(code)] = n
+		}
+	}
+	for m := range metrics {
+		ms := t.metricStatus(arm, m)
+		if t.control >= 0 && i != t.control && t.tested[m] {
+			ms.Tested = true
+			ms.Versus = t.compare(arm, t.ledger.mu.arms[t.control], m)
+		}
+		a.Metrics = append(a.Metrics, ms)
+	}
+	return a
+}
+
+// metricStatus tells about one arm's metric by itself.
+func (t *trial) metricStatus(arm *tally, m metric) MetricStatus {
+	x := &arm.series[m]
+	s := MetricStatus{Metric: metricNames[m], N: uint64(x.n)}
+	if x.n == 0 {
+		return s
+	}
+	v := x.keyed()
+	enough := x.n >= burnIn && !math.IsInf(v, 1)
+	effect := worth(x.spread(), v)
+	if m == success {
+		s.Mean = 1 - x.mean()
+		s.Typical = s.Mean
+		if enough {
+			fails := coin{x.sum / effect, (x.n - x.sum) / effect, 0.5, 0.5}.bounds(t.cfg.Alpha)
+			s.Interval = &Interval{1 - fails.High, 1 - fails.Low}
+		}
+		return s
+	}
+	s.Mean = finite(arm.raw[m] / x.n)
+	low, high := x.mean(), x.mean()
+	if enough {
+		r := radius(v, x.n/effect, verdictBest, t.cfg.Alpha)
+		low, high = low-r, high+r
+	}
+	back := func(f float64) float64 { return f }
+	switch m {
+	case ttft, itl:
+		back = math.Exp
+	case tokens:
+		back = math.Expm1
+	}
+	s.Typical = finite(back(x.mean()))
+	if enough {
+		s.Interval = &Interval{finite(back(low)), finite(back(high))}
+	}
+	return s
+}
