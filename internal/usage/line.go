@@ -22,7 +22,13 @@ func appendLine(b []byte, rec *inference.Record) []byte {
 	b = appendText(b, `,"request_id":`, req.ID)
 	b = appendText(b, `,"surface":`, req.Surface.String())
 	b = appendText(b, `,"model":`, req.Model)
+	if req.Asked != "" {
+		b = appendText(b, `,"asked_model":`, req.Asked)
+	}
 	b = appendText(b, `,"tenant":`, req.Tenant)
+	if req.Key != "" {
+		b = appendText(b, `,"key":`, req.Key)
+	}
 	b = appendText(b, `,"class":`, req.Class.String())
 	b = appendText(b, `,"code":`, codeName(rec.Code))
 	if rec.Reason != "" {
@@ -54,6 +60,16 @@ func appendLine(b []byte, rec *inference.Record) []byte {
 	b = appendBool(b, `,"complete":`, rec.Complete)
 	if rec.Degraded != "" {
 		b = appendText(b, `,"degraded":`, rec.Degraded)
+	}
+	if rec.Rule != "" {
+		b = appendText(b, `,"rule":`, rec.Rule)
+	}
+	if rec.Arm.Experiment != "" {
+		b = appendText(b, `,"experiment":`, rec.Arm.Experiment)
+		b = appendText(b, `,"arm":`, rec.Arm.Arm)
+	}
+	if rec.Shadow {
+		b = append(b, `,"shadow":true`...)
 	}
 	if rec.Cache != "" {
 		b = appendText(b, `,"cache":`, string(rec.Cache))

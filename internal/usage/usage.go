@@ -91,7 +91,9 @@ func (r *Recorder) Run(ctx context.Context) error { return r.sink.run(ctx) }
 // Record keeps one record. It does not block and keeps nothing that belongs to
 // the record or its request.
 func (r *Recorder) Record(rec *inference.Record) {
-	r.series.record(rec)
+	if !rec.Shadow { // it is no client's request
+		r.series.record(rec)
+	}
 	if !r.logging.Load() {
 		return
 	}

@@ -154,7 +154,15 @@ func slogLine(rec *inference.Record) string {
 	}
 	r := slog.NewRecord(req.Received.Add(rec.Duration), slog.LevelInfo, "request", 0)
 	r.AddAttrs(slog.String("component", "usage"), slog.String("request_id", req.ID), slog.String("surface", req.Surface.String()),
-		slog.String("model", req.Model), slog.String("tenant", req.Tenant), slog.String("class", req.Class.String()), slog.String("code", code))
+		slog.String("model", req.Model))
+	if req.Asked != "" {
+		r.AddAttrs(slog.String("asked_model", req.Asked))
+	}
+	r.AddAttrs(slog.String("tenant", req.Tenant))
+	if req.Key != "" {
+		r.AddAttrs(slog.String("key", req.Key))
+	}
+	r.AddAttrs(slog.String("class", req.Class.String()), slog.String("code", code))
 	if rec.Reason != "" {
 		r.AddAttrs(slog.String("reason", rec.Reason))
 	}
@@ -166,6 +174,15 @@ func slogLine(rec *inference.Record) string {
 		slog.Bool("stream", req.Stream), slog.Bool("complete", rec.Complete))
 	if rec.Degraded != "" {
 		r.AddAttrs(slog.String("degraded", rec.Degraded))
+	}
+	if rec.Rule != "" {
+		r.AddAttrs(slog.String("rule", rec.Rule))
+	}
+	if rec.Arm.Experiment != "" {
+		r.AddAttrs(slog.String("experiment", rec.Arm.Experiment), slog.String("arm", rec.Arm.Arm))
+	}
+	if rec.Shadow {
+		r.AddAttrs(slog.Bool("shadow", true))
 	}
 	if rec.Cache != "" {
 		r.AddAttrs(slog.String("cache", string(rec.Cache)))
@@ -202,6 +219,11 @@ func TestLineIsSlogs(t *testing.T) {
 			r.Attempts, r.Code, r.Reason, r.Status = nil, inference.CodeOverloaded, "full", 503
 		},
 		"degraded": func(r *inference.Record) { r.Degraded = "model=small" },
+		"steered": func(r *inference.Record) {
+			r.Request.Asked, r.Request.Key, r.Rule = "large", "k1", "long prompts"
+			r.Arm = inference.Arm{Experiment: "canary", Arm: "new"}
+		},
+		"shadow": func(r *inference.Record) { r.Shadow = true },
 		"cached": func(r *inference.Record) {
 			r.Cache, r.CacheLevel, r.CacheAge = inference.CacheStale, "redis", 1500*time.Millisecond
 		},
