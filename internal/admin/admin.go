@@ -3,27 +3,24 @@
 // a listener of its own that is not meant for clients.
 //
 // Everything is read when it is asked for; the package keeps no state but its
-// configuration, which Apply replaces as a whole. Beyond loopback a bearer token
-// is required for all but the probes. Without a token only requests that name
-// loopback as their host are answered and nothing is changed at the wish of
-// another site's page, so that a browser on the same machine cannot be used
-// against it. Errors are JSON in the shape of the client API.
+// configuration, which Apply replaces as a whole. Beyond loopback a bearer token or
+// a certificate is required for all but the probes. Without either only requests that
+// name loopback as their host are answered, and what a browser sends by itself is
+// never enough to change something at the wish of another site's page. /metrics may
+// have a token of its own, which opens nothing else. Errors are JSON in the shape of
+// the client API.
 //
 // Run owns the server's goroutines and ends with its context.
 package admin
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,8 +73,8 @@ type Server struct {
 
 // settings are what a reload replaces.
 type settings struct {
-	mux   *http.ServeMux
-	token *[sha256.Size]byte // digest of the token; nil: none is asked for
+	guard
+	mux *http.ServeMux
 }
 
 // Time-outs of the listener. Answers have none, because a profile may take long.
@@ -87,7 +84,7 @@ const (
 	stopTimeout = time.Second
 )
 
-// New returns a server that does not listen yet. It reads the token.
+// New returns a server that does not listen yet. It reads tokens and certificates.
 func New(cfg Config, parts Parts) (*Server, error) {
 	s := &Server{parts: parts, log: parts.Log.With("component", "admin")}
 	if err := s.Apply(cfg); err != nil {
@@ -100,19 +97,15 @@ func New(cfg Config, parts Parts) (*Server, error) {
 	return s, nil
 }
 
-// Apply replaces the configuration, and reads the token again, which may have
-// changed in its file. Its error changes nothing. The listener stays as it was.
+// Apply replaces the configuration, and reads tokens and certificates again, which
+// may have changed in their files. Its error changes nothing. The listener stays as it
+// was; what connects from now on is met with the new certificates.
 func (s *Server) Apply(cfg Config) error {
-	token, err := cfg.token()
+	guard, err := cfg.guard()
 	if err != nil {
 		return err
 	}
-	next := &settings{mux: s.routes(cfg)}
-	if token != "" {
-		sum := sha256.Sum256([]byte(token))
-		next.token = &sum
-	}
-	s.settings.Store(next)
+	s.settings.Store(&settings{guard, s.routes(cfg)})
 	return nil
 }
 
@@ -120,7 +113,7 @@ func (s *Server) Apply(cfg Config) error {
 func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	failed := make(chan error, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { failed <- s.http.Serve(ln) })
+	wg.Go(func() { failed <- s.http.Serve(tlsListener{ln, s}) })
 	defer wg.Wait()
 	select {
 	case err := <-failed:
@@ -205,39 +198,6 @@ func (s *Server) Probes() http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
-}
-
-// admit judges a request by its head.
-func (set *settings) admit(r *http.Request) *problem {
-	if set.token != nil {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		sum := sha256.Sum256([]byte(strings.TrimSpace(token)))
-		if subtle.ConstantTimeCompare(sum[:], set.token[:]) == 1 && strings.EqualFold(scheme, "bearer") {
-			return nil
-		}
-		return &problem{http.StatusUnauthorized, codeUnauthorized, "the admin token is missing or wrong; send it as \"Authorization: Bearer TOKEN\""}
-	}
-	if !isLoopback(r.Host) {
-		return &problem{http.StatusForbidden, codeForbidden, "without an admin token only requests to localhost are answered"}
-	}
-	if err := http.NewCrossOriginProtection().Check(r); err != nil {
-		return &problem{http.StatusForbidden, codeForbidden, "requests from another site's page are refused"}
-	}
-	return nil
-}
-
-// isLoopback says whether a host, with or without a port, is this machine by
-// name or address.
-func isLoopback(hostport string) bool {
-	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
-		host = h
-	}
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil && a.Unmap().IsLoopback()
 }
 
 // Codes of errors, in the words of the client API where it has them.

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -31,6 +33,9 @@ type operator struct {
 	env      Env
 	url      string
 	tokenEnv string
+	ca       string // file of authorities
+	cert     string // file of this client's certificate
+	key      string // file of its key
 	json     bool
 }
 
@@ -39,6 +44,9 @@ func (o *operator) flags(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&o.url, "admin", "http://"+admin.Default().Listen, "base `URL` of the gateway's admin listener")
 	f.StringVar(&o.tokenEnv, "token-env", adminTokenEnv, "environment `variable` that holds the admin token, where one is needed")
+	f.StringVar(&o.ca, "tls-ca", "", "`file` with the authorities of the listener's certificate, in PEM; empty: the system's")
+	f.StringVar(&o.cert, "tls-cert", "", "`file` with a certificate to show, in PEM, where one is needed")
+	f.StringVar(&o.key, "tls-key", "", "`file` with its private key, in PEM")
 	f.BoolVar(&o.json, "json", false, "print the answer as JSON")
 }
 
@@ -60,8 +68,12 @@ func (o *operator) open(ctx context.Context, method, path string, body io.Reader
 	if token := strings.TrimSpace(os.Getenv(o.tokenEnv)); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
+	secure, err := o.tls()
+	if err != nil {
+		return nil, err
+	}
 	client := &http.Client{
-		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true},
+		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true, TLSClientConfig: secure},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token is for one host
 	}
 	resp, err := client.Do(req)
@@ -69,6 +81,32 @@ func (o *operator) open(ctx context.Context, method, path string, body io.Reader
 		return nil, fmt.Errorf("%w; is the gateway up, and is this its admin listener?", err)
 	}
 	return resp, nil
+}
+
+// tls is how the listener's certificate is judged, and what it is shown.
+func (o *operator) tls() (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.ca != "" {
+		pem, err := os.ReadFile(o.ca)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-ca: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("--tls-ca: %s has no certificate in it", o.ca)
+		}
+	}
+	if (o.cert == "") != (o.key == "") {
+		return nil, fmt.Errorf("%w: --tls-cert and --tls-key go together", errUsage)
+	}
+	if o.cert != "" {
+		cert, err := tls.LoadX509KeyPair(o.cert, o.key)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-cert: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{cert}
+	}
+	return cfg, nil
 }
 
 // call asks a path below /admin and reads the whole answer.
@@ -89,7 +127,7 @@ func (o *operator) refusal(status int, answer []byte, what string) error {
 	case http.StatusBadRequest:
 		return fmt.Errorf("%w: %s", errUsage, complaint(answer))
 	case http.StatusUnauthorized:
-		return fmt.Errorf("%s: %s; this command takes the token from %s", o.url, complaint(answer), o.tokenEnv)
+		return fmt.Errorf("%s: %s; this command takes the token from %s, and a certificate with --tls-cert", o.url, complaint(answer), o.tokenEnv)
 	case http.StatusNotFound:
 		return fmt.Errorf("%s has no %s: give the address of a gateway's admin listener with --admin", o.url, what)
 	}

@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
-	"hash"
-	"sync"
 )
 
 // Kind says how a digest is made of a key.
@@ -78,33 +76,44 @@ func sum(key string) digest {
 	return sha256.Sum256([]byte(key))
 }
 
-// macs hash keys under a pepper. Its state is kept, because to begin with a pepper
-// costs as much as a key.
-type macs struct{ pool sync.Pool }
-
-// mac is one hash with room for what goes in and out of it.
-type mac struct {
-	hash.Hash
-	in  [common]byte
-	out [sha256.Size]byte
+// macs hash keys under a pepper, as RFC 2104 has it: with SHA-256 over the pepper in
+// two disguises.
+type macs struct {
+	secret       pepper
+	inner, outer [sha256.BlockSize]byte
 }
 
 // newMACs returns the hashes for a pepper.
 func newMACs(secret pepper) *macs {
-	return &macs{sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, secret)} }}}
+	m := &macs{secret: secret}
+	block := []byte(secret)
+	if len(block) > sha256.BlockSize {
+		d := sha256.Sum256(block)
+		block = d[:]
+	}
+	copy(m.inner[:], block)
+	copy(m.outer[:], block)
+	for i := range m.inner {
+		m.inner[i] ^= 0x36
+		m.outer[i] ^= 0x5c
+	}
+	return m
 }
 
-// sum hashes a key.
+// sum hashes a key. For keys of common length everything is on the stack, which
+// crypto/hmac cannot do.
 func (m *macs) sum(key string) (d digest) {
-	h := m.pool.Get().(*mac)
-	defer m.pool.Put(h)
-	h.Reset()
-	for rest := key; rest != ""; {
-		n := copy(h.in[:], rest)
-		_, _ = h.Write(h.in[:n]) // never fails
-		rest = rest[n:]
+	if len(key) > common {
+		h := hmac.New(sha256.New, m.secret)
+		_, _ = h.Write([]byte(key)) // never fails
+		h.Sum(d[:0])
+		return d
 	}
-	clear(h.in[:min(len(key), common)])
-	copy(d[:], h.Sum(h.out[:0]))
-	return d
+	var first [sha256.BlockSize + common]byte
+	copy(first[:], m.inner[:])
+	d = sha256.Sum256(first[:sha256.BlockSize+copy(first[sha256.BlockSize:], key)])
+	var second [sha256.BlockSize + sha256.Size]byte
+	copy(second[:], m.outer[:])
+	copy(second[sha256.BlockSize:], d[:])
+	return sha256.Sum256(second[:])
 }

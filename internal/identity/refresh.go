@@ -110,7 +110,7 @@ func (k *Keys) refresh(ctx context.Context, known int64) (version int64, err err
 }
 
 // descs are the names of the metrics.
-type descs struct{ keys, requests, age, faults *prometheus.Desc }
+type descs struct{ keys, requests, read, faults *prometheus.Desc }
 
 // newDescs builds the names.
 func newDescs() descs {
@@ -120,15 +120,15 @@ func newDescs() descs {
 	return descs{
 		keys:     d("keys", "API keys in force."),
 		requests: d("requests_total", "Requests by what their credential was: known, anonymous, refused.", "result"),
-		age:      d("source_age_seconds", "Time since what is read again and again was last read: sql, the keys in the database, and jwks, the keys of tokens' issuer. Not there before the first time.", "source"),
-		faults:   d("source_faults_total", "Failures to read it.", "source"),
+		read:     d("source_read_timestamp_seconds", "When what is read again and again was last read, Unix time: sql, the keys in the database, and jwks, the keys of the tokens' issuer. 0 is never.", "source"),
+		faults:   d("source_faults_total", "Failures to read a source.", "source"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (k *Keys) Describe(ch chan<- *prometheus.Desc) {
 	d := newDescs()
-	for _, desc := range []*prometheus.Desc{d.keys, d.requests, d.age, d.faults} {
+	for _, desc := range []*prometheus.Desc{d.keys, d.requests, d.read, d.faults} {
 		ch <- desc
 	}
 }
@@ -141,19 +141,17 @@ func (k *Keys) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d.requests, prometheus.CounterValue, float64(n), result)
 	}
 	k.mu.Lock()
-	cfg, database := k.mu.cfg, k.mu.source
+	sources := map[string]SourceState{"sql": k.mu.source, "jwks": {}}
 	k.mu.Unlock()
-	now := k.parts.Now()
-	source := func(name string, s SourceState) {
+	if k.parts.Tokens != nil {
+		sources["jwks"] = k.parts.Tokens.State()
+	}
+	for name, s := range sources {
+		at := 0.0
 		if !s.Read.IsZero() {
-			ch <- prometheus.MustNewConstMetric(d.age, prometheus.GaugeValue, max(0, now.Sub(s.Read).Seconds()), name)
+			at = float64(s.Read.UnixMilli()) / 1e3
 		}
+		ch <- prometheus.MustNewConstMetric(d.read, prometheus.GaugeValue, at, name)
 		ch <- prometheus.MustNewConstMetric(d.faults, prometheus.CounterValue, float64(s.Faults), name)
-	}
-	if cfg.SQL {
-		source("sql", database)
-	}
-	if cfg.JWT.Enabled() {
-		source("jwks", k.parts.Tokens.State())
 	}
 }
