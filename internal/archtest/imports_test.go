@@ -71,15 +71,16 @@ const (
 // this module, its tests aside. Rings 2 and 3 may also import what is in
 // mechanismParties. Heavy clients belong to leaf adapters.
 var thirdParties = map[string][]string{
-	"internal/wire":         {jsontext},
-	"internal/fleet":        {xxhash},
-	"internal/fleet/file":   {"github.com/fsnotify/fsnotify", yamlPath},
-	"internal/fleet/dns":    {"golang.org/x/net/dns/dnsmessage"},
-	"internal/identity/jwt": {"github.com/golang-jwt/jwt/v5"},
-	"internal/route":        {xxhash}, // the nodes' hashes come from fleet: policies must use the same function
-	"internal/route/geo":    {"github.com/oschwald/maxminddb-golang/v2"},
-	"internal/route/rule":   {expr, expr + "/ast", expr + "/parser", expr + "/vm"},
-	"internal/admin":        {prom, prom + "/promhttp"},
+	"internal/wire":             {jsontext},
+	"internal/fleet":            {xxhash},
+	"internal/fleet/file":       {"github.com/fsnotify/fsnotify", yamlPath},
+	"internal/fleet/dns":        {"golang.org/x/net/dns/dnsmessage"},
+	"internal/identity/jwt":     {"github.com/golang-jwt/jwt/v5"},
+	"internal/route":            {xxhash}, // the nodes' hashes come from fleet: policies must use the same function
+	"internal/route/experiment": {xxhash},
+	"internal/route/geo":        {"github.com/oschwald/maxminddb-golang/v2"},
+	"internal/route/rule":       {expr, expr + "/ast", expr + "/parser", expr + "/vm"},
+	"internal/admin":            {prom, prom + "/promhttp"},
 	"internal/telemetry": {
 		prom, prom + "/collectors", otel + "/attribute", otel + "/codes", otel + "/propagation", otel + "/trace",
 		otel + "/sdk/resource", otel + "/sdk/trace", otel + "/exporters/otlp/otlptrace/otlptracehttp",

@@ -17,8 +17,8 @@ func CoinBounds(hits, misses, a, b, alpha float64) Interval {
 func SplitWorse(arm, control, share float64) float64 { return split{arm, control, share}.worse() }
 
 // SplitDifference is the interval of a difference of rates.
-func SplitDifference(arm, control, share, rate, alpha float64) Interval {
-	return split{arm, control, share}.difference(rate, verdictSize, alpha)
+func SplitDifference(arm, control, n, share, alpha float64) Interval {
+	return split{arm, control, share}.difference(n, verdictSize, alpha)
 }
 
 // Verdicts appends the verdicts of an experiment's arms on its tested metrics, as

@@ -74,7 +74,8 @@ func (t *trial) guardErrors(arms []*tally, i int) *alarm {
 	if s.worse() < math.Log(1/alpha) {
 		return nil
 	}
-	interval := s.difference((a.faults+c.faults)/(n+of), 2, 2*alpha)
+	interval := s.difference(n+of, 2, 2*alpha)
+	interval.Low = max(0, interval.Low) // which worse has shown
 	return &alarm{metric: success, arm: i, value: value, than: than, n: n, of: of, faults: a.faults, base: c.faults, interval: interval, alpha: alpha}
 }
 
@@ -193,7 +194,7 @@ func (t *trial) compareSuccess(a, c *moments) *Difference {
 	}
 	effect := worth(a.spread()+c.spread(), v)
 	s := split{a.sum / effect, c.sum / effect, a.n / (a.n + c.n)}
-	fails := s.difference((a.sum+c.sum)/(a.n+c.n), verdictSize, t.verdictAlpha())
+	fails := s.difference((a.n+c.n)/effect, verdictSize, t.verdictAlpha())
 	d.Interval = &Interval{-fails.High, -fails.Low}
 	d.Verdict = verdictOf(success, d.Interval)
 	return d

@@ -110,19 +110,27 @@ func (s split) worse() float64 {
 	return coin{s.arm, s.control, 1, 1}.evidence(s.share) - math.Log1p(-s.share)
 }
 
+// signPart is the part of alpha that the coin of a difference may spend. It alone
+// decides the sign; the rest is for how often both arms together fail.
+const signPart = 0.75
+
 // difference is the interval of the difference of the two rates, arm minus control,
-// where pooled is the rate of both together. spread is how narrow the mixture is
-// around no difference, in failures; what is looked for are small differences after
-// many failures when it is large.
-func (s split) difference(pooled, spread, alpha float64) Interval {
-	of := coin{s.arm, s.control, spread * s.share, spread * (1 - s.share)}.bounds(alpha)
-	return Interval{s.points(of.Low, pooled), s.points(of.High, pooled)}
+// after n requests of both. size is how narrow the mixture is around no difference, in
+// failures; what is looked for are small differences after many failures when it is
+// large.
+func (s split) difference(n, size, alpha float64) Interval {
+	fails := s.arm + s.control
+	of := coin{s.arm, s.control, size * s.share, size * (1 - s.share)}.bounds(signPart * alpha)
+	rate := coin{fails, n - fails, 0.5, 0.5}.bounds((1 - signPart) * alpha)
+	return Interval{
+		min(s.points(of.Low, rate.Low), s.points(of.Low, rate.High)),
+		max(s.points(of.High, rate.Low), s.points(of.High, rate.High)),
+	}
 }
 
-// points turns the probability that a failure is the arm's into a difference of rates.
-func (s split) points(p, pooled float64) float64 {
-	// Of the failures, p are in share of the requests: the arm's rate is pooled*p/share.
-	arm := min(1, pooled*p/s.share)
-	control := min(1, pooled*(1-p)/(1-s.share))
-	return arm - control
+// points turns the probability that a failure is the arm's into a difference of rates,
+// where both arms together fail at a rate.
+func (s split) points(p, rate float64) float64 {
+	// Of the failures, p are in share of the requests: the arm's rate is rate*p/share.
+	return min(1, rate*p/s.share) - min(1, rate*(1-p)/(1-s.share))
 }
