@@ -35,8 +35,8 @@ import (
 	"github.com/spillway/spillway/internal/gateway"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/identity"
-	"github.com/spillway/spillway/internal/identity/jwt"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/limit"
 	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/store"
@@ -45,6 +45,7 @@ import (
 	"github.com/spillway/spillway/internal/telemetry"
 	"github.com/spillway/spillway/internal/upstream"
 	"github.com/spillway/spillway/internal/usage"
+	"github.com/spillway/spillway/internal/usage/ledger"
 )
 
 // Options are what a configuration does not say.
@@ -64,12 +65,15 @@ type App struct {
 	registry  *prometheus.Registry
 	fleet     *fleet.Fleet
 	keys      *identity.Keys
+	limiter   *limit.Limiter
+	steering  *steering
 	router    *route.Router
 	upstream  *upstream.Client
 	health    *health.Monitor
 	redis     *redis.Client     // nil: none is configured
 	databases *sql.Store        // nil: nothing needs one
 	shared    *levelredis.Level // the cache's level in Redis; nil: none is configured
+	ledger    *ledger.Ledger    // nil: none is kept
 	cache     *cache.Cache
 	preload   *preload.Preloader
 	gateway   *gateway.Gateway
@@ -96,33 +100,40 @@ func New(file *config.File, opts Options) (*App, error) {
 	a.registry = telemetry.NewRegistry(opts.Version)
 	a.fleet = fleet.New(log)
 	var err error
-	if a.keys, err = identity.New(file.Identity, identity.Parts{Tokens: jwt.New(jwt.Parts{Log: log}), Log: log}); err != nil {
-		return nil, fmt.Errorf("identity: %w", err)
+	keep, err := store.Open(file.Store.Config)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
 	}
-	if a.router, err = route.New(file.Route, tiers(file), a.fleet, log); err != nil {
+	if err := a.buildStores(file, keep.Directory()); err != nil {
+		return nil, err
+	}
+	if err := a.buildKeys(file); err != nil {
+		return nil, err
+	}
+	if a.steering, err = newSteering(file, keep, log); err != nil {
+		return nil, err
+	}
+	if a.router, err = route.New(file.Route.Config, tiers(file), a.fleet, log); err != nil {
 		return nil, fmt.Errorf("route: %w", err)
 	}
 	a.upstream = upstream.New()
 	a.health = health.New(a.fleet, log)
-	if a.recorder, err = usage.New(file.Usage, usage.Parts{Fleet: a.fleet, Stdout: opts.Stdout, Stderr: opts.Stderr, Log: log}); err != nil {
+	if a.recorder, err = usage.New(file.Usage.Config, usage.Parts{Fleet: a.fleet, Stdout: opts.Stdout, Stderr: opts.Stderr, Log: log}); err != nil {
 		return nil, fmt.Errorf("usage: %w", err)
 	}
 	if a.tracing, err = telemetry.NewTracing(file.Telemetry.Traces, opts.Version, a.registry, log); err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
-	keep, err := store.Open(file.Store.Config)
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
-	}
 	if a.emergency, err = admission.NewEmergency(file.Admission.Emergency, keep, log); err != nil {
 		return nil, fmt.Errorf("admission: %w", err)
 	}
 	a.governor = admission.New(file.Admission, a.fleet, a.emergency, log)
-	if err := a.buildCache(file, keep.Directory()); err != nil {
+	a.buildCache(file)
+	if err := a.buildLimits(file); err != nil {
 		return nil, err
 	}
 	a.gateway = gateway.New(file.Gateway, gateway.Parts{
-		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a.recorder, Cache: answers{a.cache},
+		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a, Cache: answers{a.cache}, Limits: limits{a.limiter},
 	})
 	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Cache: operatedCache{a}, Log: log}
 	if a.admin, err = admin.New(file.Admin, parts); err != nil {
@@ -132,8 +143,10 @@ func New(file *config.File, opts Options) (*App, error) {
 		Serve: func(ctx context.Context, req *inference.Request, out api.Answer) *inference.Record {
 			return a.gateway.Serve(ctx, req, out)
 		},
-		Record:   a.recorder.Record,
+		Record:   a.Record,
 		Identity: a.keys,
+		Limits:   a.limiter,
+		Feedback: a.steering.experiments.Feedback,
 		Timeout:  a.gateway.Timeout,
 		Models:   func() []string { return a.fleet.Snapshot().Models() },
 		Probes:   a.admin.Probes(),
@@ -143,7 +156,7 @@ func New(file *config.File, opts Options) (*App, error) {
 	if a.databases != nil {
 		a.registry.MustRegister(databaseStats{a.databases})
 	}
-	a.registry.MustRegister(a.keys, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
+	a.registry.MustRegister(a.keys, a.limiter, a.steering.experiments, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
 	if err := a.apply(file); err != nil {
 		return nil, err
 	}
@@ -188,9 +201,12 @@ func (a *App) apply(file *config.File) error {
 	}{
 		{"identity", func(f *config.File, _ map[string]health.Pool) error { return a.keys.Apply(f.Identity) }},
 		{"admin", func(f *config.File, _ map[string]health.Pool) error { return a.admin.Apply(f.Admin) }},
-		{"usage", func(f *config.File, _ map[string]health.Pool) error { return a.recorder.Apply(f.Usage) }},
+		{"usage", func(f *config.File, _ map[string]health.Pool) error { return a.recorder.Apply(f.Usage.Config) }},
 		{"upstream", func(f *config.File, _ map[string]health.Pool) error { return a.upstream.Apply(upstreams(f)) }},
-		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route, tiers(f)) }},
+		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route.Config, tiers(f)) }},
+		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
+		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.experiments.Apply(f.Route.Experiments) }},
+		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.limiter.Apply(f.Limit) }},
 		{"health", func(_ *config.File, p map[string]health.Pool) error { return a.health.Apply(p) }},
 		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f)) }},
 	}
@@ -208,6 +224,11 @@ func (a *App) apply(file *config.File) error {
 			}
 		}
 		return fmt.Errorf("%s: %w", step.name, err)
+	}
+	a.router.Steer(a.steering, a.steering.experiments)
+	a.steering.places.Apply(file.Route.Geo)
+	if a.ledger != nil {
+		a.ledger.Apply(file.Usage.Ledger)
 	}
 	a.cache.Apply(file.Cache)
 	a.preload.Apply(file.Preload)
@@ -280,6 +301,12 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 	}
 	closeStores := a.runStores(context.WithoutCancel(ctx), failed)
 	run("identity", a.keys.Run)
+	run("limit", a.limiter.Run)
+	run("route", a.steering.places.Run)
+	run("experiments", a.steering.experiments.Run)
+	if a.ledger != nil {
+		run("ledger", a.ledger.Run)
+	}
 	run("upstream", a.upstream.Run)
 	run("health", a.health.Run)
 	run("usage", a.recorder.Run)

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/spillway/spillway/internal/cache"
@@ -14,18 +13,13 @@ import (
 	"github.com/spillway/spillway/internal/gateway"
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/preload"
-	storeredis "github.com/spillway/spillway/internal/store/redis"
-	storesql "github.com/spillway/spillway/internal/store/sql"
 	"github.com/spillway/spillway/internal/wire"
 )
 
 // buildCache makes the levels that the configuration names, and what fills them
-// ahead of demand. dir is where SQLite keeps its file; "" is nowhere.
-func (a *App) buildCache(file *config.File, dir string) error {
-	slower, err := a.buildLevels(file, dir)
-	if err != nil {
-		return err
-	}
+// ahead of demand.
+func (a *App) buildCache(file *config.File) {
+	slower := a.levels(file)
 	parts := preload.Parts{Runner: ahead{a}, Freshness: ahead{a}, Log: a.log.Logger}
 	if a.shared != nil {
 		parts.Publish = a.publishTopics
@@ -39,30 +33,18 @@ func (a *App) buildCache(file *config.File, dir string) error {
 		},
 		Log: a.log.Logger,
 	})
-	return nil
 }
 
-// buildLevels makes the slower levels.
-func (a *App) buildLevels(file *config.File, dir string) (levels []cache.Named, err error) {
-	if c := file.Cache.Redis; c.Enabled && file.Store.Redis.Enabled() {
-		if a.redis, err = storeredis.New(file.Store.Redis, a.log.Logger); err != nil {
-			return nil, fmt.Errorf("store: redis: %w", err)
-		}
+// levels makes the slower levels.
+func (a *App) levels(file *config.File) (levels []cache.Named) {
+	if c := file.Cache.Redis; c.Enabled && a.redis != nil {
 		a.shared = redis.New(a.redis, c)
 		levels = append(levels, cache.Named{Name: "redis", Level: a.shared})
 	}
-	c := file.Cache.SQL
-	switch {
-	case !c.Enabled:
-	case len(file.Store.SQL.Databases) == 0 && dir == "":
-		a.log.Warn("there is no directory for the cache's database: set store.directory, or cache.sql.enabled to false", "component", "cache")
-	default:
-		if a.databases, err = storesql.Open(file.Store.SQL, dir, a.log.Logger, sql.Migrations()); err != nil {
-			return nil, fmt.Errorf("store: sql: %w", err)
-		}
+	if c := file.Cache.SQL; c.Enabled && a.databases != nil {
 		levels = append(levels, cache.Named{Name: "sql", Level: sql.New(a.databases, c)})
 	}
-	return levels, nil
+	return levels
 }
 
 // topicsTime bounds the time for writing the hot topics.

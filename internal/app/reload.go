@@ -132,6 +132,10 @@ func restartKeys(old, now *config.File) (changed []string) {
 		"cache.redis":          old.Cache.Redis != now.Cache.Redis,
 		"cache.sql":            old.Cache.SQL != now.Cache.SQL,
 		"cache.fill":           old.Cache.Fill.Queue != now.Cache.Fill.Queue || old.Cache.Fill.Bytes != now.Cache.Fill.Bytes,
+		"identity.sql":         old.Identity.SQL != now.Identity.SQL,
+		"limit.max_entries":    old.Limit.MaxEntries != now.Limit.MaxEntries,
+		"limit.store":          old.Limit.Store != now.Limit.Store,
+		"usage.ledger.enabled": old.Usage.Ledger.Enabled != now.Usage.Ledger.Enabled,
 		"telemetry.log.format": old.Telemetry.Log.Format != now.Telemetry.Log.Format,
 	} {
 		if differs {
@@ -150,7 +154,7 @@ const (
 	maxSettle = time.Second
 )
 
-// watch reloads on hangup and when the configuration or keys file changes, until
+// watch reloads on hangup and when the configuration or a file of keys changes, until
 // ctx ends. It watches the files' directories, because editors and Kubernetes
 // replace files rather than write to them.
 func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
@@ -163,7 +167,7 @@ func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 	}
 	watched := make(map[string]bool)
 	follow := func() {
-		for _, f := range []string{a.opts.Path, a.File().Identity.KeysFile} {
+		for _, f := range a.watched() {
 			dir := filepath.Dir(f)
 			if f == "" || w.Events == nil || watched[dir] {
 				continue
@@ -209,10 +213,15 @@ func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 	}
 }
 
+// watched lists the files whose changes are a reload.
+func (a *App) watched() []string {
+	return append([]string{a.opts.Path}, a.File().Identity.Files()...)
+}
+
 // fingerprint changes with the bytes of the watched files.
 func (a *App) fingerprint() string {
 	sum := ""
-	for _, f := range []string{a.opts.Path, a.File().Identity.KeysFile} {
+	for _, f := range a.watched() {
 		data, err := os.ReadFile(f)
 		if f != "" && err == nil {
 			sum += config.Hash(data)

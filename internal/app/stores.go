@@ -8,8 +8,52 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	cachesql "github.com/spillway/spillway/internal/cache/sql"
+	"github.com/spillway/spillway/internal/config"
+	keysql "github.com/spillway/spillway/internal/identity/sql"
+	"github.com/spillway/spillway/internal/limit"
+	"github.com/spillway/spillway/internal/store/redis"
 	"github.com/spillway/spillway/internal/store/sql"
+	"github.com/spillway/spillway/internal/usage/ledger"
 )
+
+// buildStores makes the connections to what keeps things, where something is kept
+// there. dir is where SQLite keeps its file; "" is nowhere.
+func (a *App) buildStores(file *config.File, dir string) (err error) {
+	if file.Store.Redis.Enabled() && (file.Cache.Redis.Enabled || file.Limit.Store.Kind == limit.KindRedis) {
+		if a.redis, err = redis.New(file.Store.Redis, a.log.Logger); err != nil {
+			return fmt.Errorf("store: redis: %w", err)
+		}
+	}
+	var tables []sql.Migrations
+	for _, one := range []struct {
+		wanted bool
+		tables sql.Migrations
+		key    string
+	}{
+		{file.Cache.SQL.Enabled, cachesql.Migrations(), "cache.sql.enabled"},
+		{file.Identity.SQL, keysql.Migrations(), "identity.sql"},
+		{file.Usage.Ledger.Enabled, ledger.Migrations(), "usage.ledger.enabled"},
+	} {
+		switch {
+		case !one.wanted:
+		case len(file.Store.SQL.Databases) == 0 && dir == "":
+			a.log.Warn("there is no directory for the database: set store.directory, or this key to false", "component", "store", "key", one.key)
+		default:
+			tables = append(tables, one.tables)
+		}
+	}
+	if len(tables) == 0 {
+		return nil
+	}
+	if a.databases, err = sql.Open(file.Store.SQL, dir, a.log.Logger, tables...); err != nil {
+		return fmt.Errorf("store: sql: %w", err)
+	}
+	if file.Usage.Ledger.Enabled {
+		a.ledger = ledger.New(file.Usage.Ledger, a.databases, a.log.Logger)
+	}
+	return nil
+}
 
 // runStores opens the connections to what keeps things, until the function that it
 // returns is called: they outlive those that write to them.

@@ -23,11 +23,11 @@ import (
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/limit"
 	"github.com/spillway/spillway/internal/preload"
 	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/telemetry"
 	"github.com/spillway/spillway/internal/upstream"
-	"github.com/spillway/spillway/internal/usage"
 )
 
 // File is the whole configuration.
@@ -38,8 +38,10 @@ type File struct {
 	Admin admin.Config `yaml:"admin"`
 	// API keys, tenants and classes.
 	Identity identity.Config `yaml:"identity"`
-	// How a region is chosen, fallbacks and session cookies.
-	Route route.Config `yaml:"route"`
+	// How a region is chosen, fallbacks and session cookies, rules, places of clients and experiments.
+	Route Route `yaml:"route"`
+	// Who may use how much: limits of addresses, keys, tenants and models.
+	Limit limit.Config `yaml:"limit"`
 	// Answers that are kept and given again: levels, times, rules.
 	Cache cache.Config `yaml:"cache"`
 	// Popular answers, refreshed before they are asked for.
@@ -48,8 +50,8 @@ type File struct {
 	Admission admission.Config `yaml:"admission"`
 	// Time-outs, retries, hedging and keep-alives.
 	Gateway gateway.Config `yaml:"gateway"`
-	// The access log.
-	Usage usage.Config `yaml:"usage"`
+	// The access log, and the ledger of tokens.
+	Usage Usage `yaml:"usage"`
 	// Logs and traces.
 	Telemetry telemetry.Config `yaml:"telemetry"`
 	// What must survive a restart.
@@ -199,9 +201,9 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 // Default is the configuration of an empty file.
 func Default() *File {
 	return &File{
-		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: route.Default(),
+		API: api.Default(), Admin: admin.Default(), Identity: identity.Default(), Route: defaultRoute(), Limit: limit.Default(),
 		Cache: cache.Default(), Preload: preload.Default(), Admission: admission.Default(),
-		Gateway: gateway.Default(), Usage: usage.Default(), Telemetry: telemetry.Default(), Store: defaultStore(),
+		Gateway: gateway.Default(), Usage: defaultUsage(), Telemetry: telemetry.Default(), Store: defaultStore(),
 		doc: &document{env: map[string]string{}},
 	}
 }
@@ -268,6 +270,7 @@ func (f *File) validate() Mistakes {
 	section("admin", f.Admin.Validate())
 	section("identity", f.Identity.Validate())
 	section("route", f.Route.Validate())
+	section("limit", f.Limit.Validate())
 	section("cache", f.Cache.Validate())
 	section("preload", f.Preload.Validate())
 	section("admission", f.Admission.Validate())
@@ -325,6 +328,10 @@ func (f *File) validateFleet(section func(prefix string, err error)) error {
 			}
 		}
 	}
+	if learned {
+		models = nil
+	}
+	section("route", f.Route.unknown(f.Fleet.Regions, models))
 	for _, p := range f.Gateway.Hedge.Pools {
 		if !pools[p] {
 			section("gateway", fmt.Errorf("hedge.pools: unknown pool %q", p))

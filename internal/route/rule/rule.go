@@ -100,7 +100,7 @@ func New(rules []Rule, parts Parts) (*Set, error) {
 		}
 		seen[r.Name] = i
 		for _, err := range unjoin(r.Then.Validate()) {
-			bad(i, ".then", err)
+			errs = append(errs, fmt.Errorf("rules[%d].then.%w", i, err))
 		}
 		if r.Then.Empty() {
 			bad(i, ".then", errors.New("does nothing: want region, pools, model, class or headers"))
@@ -136,6 +136,9 @@ func New(rules []Rule, parts Parts) (*Set, error) {
 
 // unjoin lists the errors that were joined.
 func unjoin(err error) []error {
+	if err == nil {
+		return nil
+	}
 	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		return many.Unwrap()
 	}

@@ -117,13 +117,13 @@ func TestMistakes(t *testing.T) {
 		"no name":           {[]rule.Rule{{When: `stream`, Then: ok}}, []string{"rules[0].name: is missing"}},
 		"two of one name":   {[]rule.Rule{{Name: "a", When: `stream`, Then: ok}, {Name: "a", When: `not stream`, Then: ok}}, []string{`rules[1].name: "a" is the name of rules[0] already`}},
 		"nothing to do":     {[]rule.Rule{{Name: "a", When: `stream`}}, []string{"rules[0].then: does nothing"}},
-		"a class raised":    {[]rule.Rule{{Name: "a", Then: route.Action{Class: "vip"}}}, []string{`rules[0].then: class: want normal or batch, got "vip"`}},
+		"a class raised":    {[]rule.Rule{{Name: "a", Then: route.Action{Class: "vip"}}}, []string{`rules[0].then.class: want normal or batch, got "vip"`}},
 		"a field":           {[]rule.Rule{{Name: "a", Then: route.Action{Headers: map[string]string{"authorization": "x", "a b": "x", "X-Ok": "x\n"}}}}, []string{"headers.authorization: this field cannot be changed", "headers.a b: not a name", "headers.X-Ok: the value has control characters"}},
 		"shadowed":          {[]rule.Rule{{Name: "a", When: `model == "x"`, Then: ok}, {Name: "b", When: ` model=="x" `, Then: there("us")}}, []string{`rules[1].when: never decides: rule "a" (rules[0]) is true for every request that this one is for`}},
 		"behind all":        {[]rule.Rule{{Name: "a", Then: ok}, {Name: "b", When: `stream`, Then: there("us")}}, []string{`rules[1].when: never decides: rule "a" (rules[0])`}},
 		"behind the truth":  {[]rule.Rule{{Name: "a", When: `1 < 2 or stream`, Then: ok}, {Name: "b", When: `stream`, Then: there("us")}}, []string{`rules[1].when: never decides`}},
-		"strict about what": {[]rule.Rule{{Name: "a", Then: route.Action{Strict: true}}}, []string{"rules[0].then: strict: needs region or pools"}},
-		"a weight":          {[]rule.Rule{{Name: "a", Then: route.Action{Pools: map[string]int{"gpu": 0}}}}, []string{"rules[0].then: pools.gpu: a pool needs a name and a weight of at least 1, got 0"}},
+		"strict about what": {[]rule.Rule{{Name: "a", Then: route.Action{Strict: true}}}, []string{"rules[0].then.strict: needs region or pools"}},
+		"a weight":          {[]rule.Rule{{Name: "a", Then: route.Action{Pools: map[string]int{"gpu": 0}}}}, []string{"rules[0].then.pools.gpu: a pool needs a name and a weight of at least 1, got 0"}},
 		"all at once":       {[]rule.Rule{{When: `x`}, {Name: "b", When: `1 > 2`, Then: ok}}, []string{"rules[0].name", "rules[0].then", "rules[0].when", "rules[1].when"}},
 	} {
 		t.Run(name, func(t *testing.T) {

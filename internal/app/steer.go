@@ -1,0 +1,86 @@
+package app
+
+import (
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/spillway/spillway/internal/config"
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/route"
+	"github.com/spillway/spillway/internal/route/experiment"
+	"github.com/spillway/spillway/internal/route/geo"
+	"github.com/spillway/spillway/internal/route/rule"
+)
+
+// steering is what decides before the tiers, with what it knows.
+type steering struct {
+	places      *geo.Databases
+	behaviour   *rule.Behaviour
+	rules       atomic.Pointer[rule.Set]
+	experiments *experiment.Set
+}
+
+// maxTenants bounds the tenants whose behaviour is known.
+const maxTenants = 100_000
+
+// newSteering builds it. It starts nothing.
+func newSteering(file *config.File, keep experiment.Keep, log *slog.Logger) (*steering, error) {
+	s := &steering{places: geo.New(file.Route.Geo, log), behaviour: rule.NewBehaviour(maxTenants)}
+	if err := s.applyRules(file); err != nil {
+		return nil, err
+	}
+	var err error
+	s.experiments, err = experiment.New(file.Route.Experiments, experiment.Parts{Compile: s.compile, Keep: keep, Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("route: %w", err)
+	}
+	return s, nil
+}
+
+// applyRules replaces the rules, or changes nothing.
+func (s *steering) applyRules(file *config.File) error {
+	parts := rule.Parts{Places: s.places, Behaviour: s.behaviour, DefaultRegion: file.Route.Geo.DefaultRegion}
+	set, err := rule.New(file.Route.Rules, parts)
+	if err != nil {
+		return err
+	}
+	s.rules.Store(set)
+	return nil
+}
+
+// Steer implements route.Steering by the rules in force.
+func (s *steering) Steer(now time.Time, req *inference.Request) route.Decision {
+	return s.rules.Load().Steer(now, req)
+}
+
+// compile makes a condition of an experiment.
+func (s *steering) compile(text string) (experiment.Condition, error) {
+	c, err := rule.Compile(text)
+	if err != nil {
+		return nil, err
+	}
+	return condition{s, c}, nil
+}
+
+// condition is an experiment's, with what the rules know.
+type condition struct {
+	steering *steering
+	*rule.Condition
+}
+
+// Match implements experiment.Condition.
+func (c condition) Match(now time.Time, req *inference.Request) bool {
+	return c.steering.rules.Load().Match(c.Condition, now, req)
+}
+
+// Record implements gateway.Recorder: everybody who learns from requests is told.
+func (a *App) Record(rec *inference.Record) {
+	a.recorder.Record(rec)
+	a.steering.behaviour.Observe(rec)
+	a.steering.experiments.Observe(rec)
+	if a.ledger != nil {
+		a.ledger.Observe(rec)
+	}
+}

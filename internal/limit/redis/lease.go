@@ -1,0 +1,195 @@
+package redis
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/spillway/spillway/internal/limit"
+)
+
+// Bounds of what is known of buckets in the mode lease.
+const (
+	creditShards = 16
+	mostCredits  = 1 << 16 // of about 130 bytes
+	lookedAt     = 8       // to forget one
+)
+
+// credit is what this gateway holds of one bucket. It was charged in Redis when it was
+// taken, so what gateways admit together never goes beyond what Redis gave out: over
+// any time it exceeds the limit by what they hold when that time begins, at most
+// lease / gateways each.
+//
+// How much is taken ahead follows the demand: nothing for the first request, twice as
+// much each time when it was used up within a lease, nothing again when it was not. What
+// was not used goes back with the next call.
+type credit struct {
+	have     int64 // nanoseconds of the bucket's time
+	until    int64 // when it ends, Unix nanoseconds
+	extra    int64 // what was taken ahead the last time
+	asked    int64 // when, Unix nanoseconds
+	full     int64 // when the bucket would be full, as last heard, Unix nanoseconds
+	asking   bool  // a call is under way
+	denied   int64 // until when asking is of no use, Unix nanoseconds
+	deniedAt int64 // for costs of at least so much
+}
+
+// credits are what this gateway holds, bounded.
+type credits struct {
+	shard [creditShards]struct {
+		sync.Mutex
+		all map[limit.Key]*credit
+	}
+}
+
+// init makes them empty.
+func (c *credits) init() {
+	for i := range c.shard {
+		c.shard[i].all = make(map[limit.Key]*credit)
+	}
+}
+
+// with calls do for a bucket's credit under its lock.
+func (c *credits) with(k limit.Key, do func(*credit)) {
+	s := &c.shard[k[0]%creditShards]
+	s.Lock()
+	defer s.Unlock()
+	one := s.all[k]
+	if one == nil {
+		if len(s.all) >= mostCredits/creditShards {
+			var oldest limit.Key
+			seen, least := 0, int64(math.MaxInt64)
+			for other, x := range s.all { // begins anywhere
+				if x.asked < least {
+					oldest, least = other, x.asked
+				}
+				if seen++; seen == lookedAt {
+					break
+				}
+			}
+			delete(s.all, oldest)
+		}
+		one = &credit{}
+		s.all[k] = one
+	}
+	do(one)
+}
+
+// lend is Take in the mode lease: what this gateway holds is used first, and Redis is
+// asked for the rest, for all of it or none.
+func (s *Store) lend(ctx context.Context, now time.Time, asks []limit.Ask) (bool, error) {
+	t := now.UnixNano()
+	var space [8]want
+	lacking := space[:0]
+	used, refused := 0, false
+	for ; used < len(asks) && !refused; used++ {
+		a := &asks[used]
+		if a.Kind == limit.Held {
+			lacking = append(lacking, want{ask: a})
+			continue
+		}
+		s.credits.with(a.Key, func(c *credit) {
+			switch {
+			case c.until > t && c.have >= a.Cost:
+				c.have -= a.Cost
+				a.State = max(0, c.full-t-c.have)
+			case c.denied > t && a.Cost >= c.deniedAt:
+				a.State, refused = a.Size-a.Room+c.denied-t, true
+			default:
+				lacking = append(lacking, c.want(s, a, t))
+			}
+		})
+	}
+	if refused {
+		s.undo(asks[:used-1], lacking)
+		unknown(asks[used:])
+		return false, nil
+	}
+	if len(lacking) == 0 {
+		s.local.Add(1)
+		return true, nil
+	}
+	ok, err := s.charge(ctx, lacking)
+	if err != nil || !ok {
+		s.undo(asks, lacking)
+	}
+	if err != nil {
+		return false, err
+	}
+	for i := range lacking {
+		if w := &lacking[i]; w.ask.Kind == limit.Metered {
+			s.credits.with(w.ask.Key, func(c *credit) { c.heard(s, w, ok, t) })
+		}
+	}
+	return ok, nil
+}
+
+// unknown marks asks that nobody looked at.
+func unknown(asks []limit.Ask) {
+	for i := range asks {
+		asks[i].State = -1
+	}
+}
+
+// want is what to ask Redis for, where what is held is not enough or has ended.
+func (c *credit) want(s *Store, a *limit.Ask, t int64) want {
+	w := want{ask: a}
+	if c.until <= t && c.have > 0 {
+		w.back, c.have = c.have, 0
+	}
+	if c.asking {
+		return w // one call takes ahead, not all of a burst
+	}
+	w.credit, c.asking = c, true
+	if t-c.asked < int64(s.lease) {
+		w.extra = min(max(2*c.extra, a.Cost), int64(s.lease)/s.gateways.Load())
+	}
+	return w
+}
+
+// heard notes what Redis said.
+func (c *credit) heard(s *Store, w *want, ok bool, t int64) {
+	if w.credit == c {
+		c.asking = false
+	}
+	c.full = t + w.ask.State
+	if !ok {
+		if w.ask.Over() {
+			// Of a bucket that is empty the next call is worth a part of what it can
+			// hold, so that gateways that are all refused do not ask for every request.
+			pause := max(w.ask.State+w.ask.Room-w.ask.Size, min(int64(s.lease), w.ask.Size)/4)
+			c.denied, c.deniedAt = t+pause, w.ask.Cost
+			w.ask.State = w.ask.Size - w.ask.Room + pause
+		}
+		return
+	}
+	c.denied = 0
+	c.have += w.got
+	c.until, c.asked = t+int64(s.lease), t
+	if w.credit == c {
+		c.extra = w.extra
+	}
+}
+
+// undo gives back what was used of what is held, of asks that were looked at.
+func (s *Store) undo(asks []limit.Ask, lacking []want) {
+	next := 0
+	for i := range asks {
+		a := &asks[i]
+		lacks := next < len(lacking) && lacking[next].ask == a
+		if a.Kind == limit.Metered {
+			s.credits.with(a.Key, func(c *credit) {
+				switch {
+				case !lacks:
+					c.have += a.Cost
+				case lacking[next].credit == c:
+					c.asking = false
+				}
+			})
+		}
+		if lacks {
+			next++
+		}
+	}
+}
