@@ -18,7 +18,6 @@ type trial struct {
 	names   []string         // of the arms; of the copies alone with a mirror
 	control int              // index of the arm that others are compared to; -1 is none
 	upto    []float64        // ends of the arms' shares of [0, 1)
-	actions []*route.Action  // nil where an arm does nothing
 	match   Condition        // nil matches everything
 	seed    uint64           // of the hash of keys
 	mark    uint64           // of all that makes samples comparable

@@ -1,7 +1,6 @@
 package experiment_test
 
 import (
-	"io"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -19,7 +18,7 @@ import (
 func began() time.Time { return time.Now().Add(time.Hour) }
 
 // quiet is a logger that says nothing.
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // canary is an experiment with two arms.
 func canary(control, arm int) experiment.Config {
