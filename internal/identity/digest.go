@@ -102,16 +102,15 @@ func newMACs(secret pepper) *macs {
 
 // sum hashes a key. For keys of common length everything is on the stack, which
 // crypto/hmac cannot do.
-func (m *macs) sum(key string) (d digest) {
+func (m *macs) sum(key string) digest {
 	if len(key) > common {
 		h := hmac.New(sha256.New, m.secret)
 		_, _ = h.Write([]byte(key)) // never fails
-		h.Sum(d[:0])
-		return d
+		return digest(h.Sum(nil))
 	}
 	var first [sha256.BlockSize + common]byte
 	copy(first[:], m.inner[:])
-	d = sha256.Sum256(first[:sha256.BlockSize+copy(first[sha256.BlockSize:], key)])
+	d := sha256.Sum256(first[:sha256.BlockSize+copy(first[sha256.BlockSize:], key)])
 	var second [sha256.BlockSize + sha256.Size]byte
 	copy(second[:], m.outer[:])
 	copy(second[sha256.BlockSize:], d[:])
