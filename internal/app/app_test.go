@@ -31,7 +31,15 @@ func TestMain(m *testing.M) {
 		child(path)
 		return
 	}
-	sqltest.Main(m)
+	state, err := os.MkdirTemp("", "spillway-app") // of gateways whose configuration says nothing
+	if err == nil {
+		err = os.Setenv("STATE_DIRECTORY", state)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	sqltest.Main(m, func() { os.RemoveAll(state) })
 }
 
 // rig is a gateway that runs from a configuration file.

@@ -88,7 +88,7 @@ type inProcess struct {
 func startGateway(ctx context.Context, regions []regionOf, stderr io.Writer) (*inProcess, error) {
 	file := config.Default()
 	file.API.Listen, file.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0"
-	file.Usage.AccessLog = "off"
+	file.Usage.AccessLog, file.Usage.Ledger.Enabled = "off", false
 	file.Gateway.NameInstance = true // the load generator counts streams by instance
 	file.Telemetry.Log.Level = "error"
 	file.Route.Policy = "least_request"

@@ -225,7 +225,7 @@ func TestMistakesOfForm(t *testing.T) {
 		"empty":             {"", []string{"fleet.regions: at least one region"}},
 		"comments only":     {"# nothing\n", []string{"fleet.regions: at least one region"}},
 		"no regions":        {"api:\n  listen: :1\n", []string{"at least one region"}},
-		"unknown section":   {fleet + "apu: 1\n", []string{`f.yaml:8: apu: unknown key "apu"; known are admin, admission, api, cache, fleet, gateway, identity, preload, route, store, telemetry, usage`}},
+		"unknown section":   {fleet + "apu: 1\n", []string{`f.yaml:8: apu: unknown key "apu"; known are admin, admission, api, cache, fleet, gateway, identity, limit, preload, route, store, telemetry, usage`}},
 		"unknown key":       {fleet + "gateway:\n  retry:\n    attempt: 3\n", []string{`f.yaml:10: gateway.retry.attempt: unknown key "attempt"; known are attempts,`}},
 		"unknown in a list": {strings.Replace(fleet, "- name: gpu", "- name: gpu\n          wieght: 2", 1), []string{`f.yaml:7: fleet.regions[0].pools[0].wieght: unknown key "wieght"; known are affinity, backup,`}},
 		"unknown inline":    {strings.Replace(fleet, "- name: eu", "- name: eu\n      polcy: random", 1), []string{`f.yaml:5: fleet.regions[0].polcy: unknown key "polcy"`}},

@@ -44,10 +44,13 @@ const Password = "hunter2-sqltest"
 // things too.
 const startTime = 60 * time.Second
 
-// Main runs the tests of a package, ends the servers and fails when goroutines are
-// left. It does not return.
-func Main(m *testing.M) {
+// Main runs the tests of a package, ends the servers, does what comes after and fails
+// when goroutines are left. It does not return.
+func Main(m *testing.M, after ...func()) {
 	code := m.Run()
+	for _, do := range after {
+		do()
+	}
 	for _, s := range []*server{&replica, &postgres, &maria} {
 		s.stop()
 	}
