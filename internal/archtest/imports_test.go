@@ -91,6 +91,7 @@ var thirdParties = map[string][]string{
 	"internal/cache/memory": {"github.com/maypok86/otter/v2"},
 	"internal/cache/redis":  {rueidis},
 	"internal/cache/sql":    {bun},
+	"internal/limit/redis":  {rueidis},
 	"internal/store/redis":  {rueidis},
 	"internal/store/sql": {
 		bun, bun + "/dialect", bun + "/dialect/sqlitedialect", bun + "/dialect/pgdialect", bun + "/dialect/mysqldialect", bun + "/schema",

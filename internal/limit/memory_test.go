@@ -19,7 +19,7 @@ func TestMemory(t *testing.T) {
 	limittest.TestStore(t, func(*testing.T) limit.Store { return limit.NewMemory(0) })
 }
 
-// TestLimitIsExact: 100 clients over 10 s at five times the limit.
+// TestLimitIsExact: a hundred clients' requests over 10 s at five times the limit.
 func TestLimitIsExact(t *testing.T) {
 	for name, tc := range map[string]struct {
 		bucket limit.Bucket
@@ -27,23 +27,22 @@ func TestLimitIsExact(t *testing.T) {
 	}{
 		"ten a second, five at once":    {limit.Bucket{Rate: limit.Rate{N: 10, Per: time.Second}, Burst: 5}, 5 + 100},
 		"600 a minute, 20 at once":      {limit.Bucket{Rate: limit.Rate{N: 600, Per: time.Minute}, Burst: 20}, 20 + 100},
-		"7 a second, which is no whole": {limit.Bucket{Rate: limit.Rate{N: 7, Per: time.Second}, Burst: 1}, 1 + 70},
+		"7 a second, which is no whole": {limit.Bucket{Rate: limit.Rate{N: 7, Per: time.Second}, Burst: 3}, 3 + 70},
 		"1000 a second":                 {limit.Bucket{Rate: limit.Rate{N: 1000, Per: time.Second}}, 1000 + 10_000},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := limiter(t, func(c *limit.Config) {
 				c.Rules = []limit.Rule{{Name: "tenants", By: []string{"tenant"}, Requests: tc.bucket}}
 			}, limit.Parts{})
-			perSecond := 5 * float64(tc.bucket.Rate.N) / tc.bucket.Rate.Per.Seconds()
-			each := int(perSecond*10/100) + 1
-			step := time.Duration(float64(10*time.Second) / float64(each))
-			var admitted atomic.Int64
-			for i := range each + 1 { // instants; at each, all clients at once
-				now := noon.Add(min(time.Duration(i)*step, 10*time.Second))
+			offered := int(5 * float64(tc.bucket.Rate.N) / tc.bucket.Rate.Per.Seconds() * 10)
+			var admitted, asked atomic.Int64
+			for tick := 0; tick <= 10_000; tick++ { // of 1 ms; what is due in one comes at once
+				now := noon.Add(time.Duration(tick) * time.Millisecond)
+				due := int64(min(offered, offered*tick/10_000+1)) // every client in its turn
 				var wg sync.WaitGroup
-				for range 4 {
+				for range min(4, due-asked.Load()) {
 					wg.Go(func() {
-						for range 25 {
+						for asked.Add(1) <= due {
 							if _, err := l.Reserve(context.Background(), now, request("a", 1)); err == nil {
 								admitted.Add(1)
 							}
@@ -51,6 +50,7 @@ func TestLimitIsExact(t *testing.T) {
 					})
 				}
 				wg.Wait()
+				asked.Store(min(asked.Load(), due))
 			}
 			if got := admitted.Load(); got < tc.want-1 || got > tc.want+1 {
 				t.Errorf("%d were admitted, want %d +- 1", got, tc.want)

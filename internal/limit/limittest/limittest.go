@@ -145,6 +145,8 @@ func (s *suite) late(t *testing.T) {
 
 func (s *suite) forgotten(t *testing.T) {
 	s.store.Give(time.Now(), []limit.Ask{s.ask(1, 3, -100)}) // of a bucket that never was
+	s.store.Give(time.Now(), []limit.Ask{s.ask(2, 1, 5)})
+	testkit.Eventually(t, "what was given has arrived", func() bool { return !s.take(t, s.ask(2, 1, 1), s.ask(3, 1, 0)) })
 	s.wantTaken(t, "a full bucket", true, s.ask(1, 3, 3))
 	s.wantTaken(t, "more than a full bucket", false, s.ask(1, 3, 1))
 }

@@ -23,7 +23,7 @@ const (
 //
 // How much is taken ahead follows the demand: nothing for the first request, twice as
 // much each time when it was used up within a lease, nothing again when it was not. What
-// was not used goes back with the next call.
+// is too little goes back with the next call.
 type credit struct {
 	have     int64 // nanoseconds of the bucket's time
 	until    int64 // when it ends, Unix nanoseconds
@@ -95,7 +95,7 @@ func (s *Store) lend(ctx context.Context, now time.Time, asks []limit.Ask) (bool
 				c.have -= a.Cost
 				a.State = max(0, c.full-t-c.have)
 			case c.denied > t && a.Cost >= c.deniedAt:
-				a.State, refused = a.Size-a.Room+c.denied-t, true
+				a.State, refused = max(c.full-t, a.Size-a.Room+c.denied-t), true
 			default:
 				lacking = append(lacking, c.want(s, a, t))
 			}
@@ -132,12 +132,11 @@ func unknown(asks []limit.Ask) {
 	}
 }
 
-// want is what to ask Redis for, where what is held is not enough or has ended.
+// want is what to ask Redis for, where what is held is not enough or has ended. That
+// goes back first, so that it is not missing where it decides.
 func (c *credit) want(s *Store, a *limit.Ask, t int64) want {
 	w := want{ask: a}
-	if c.until <= t && c.have > 0 {
-		w.back, c.have = c.have, 0
-	}
+	w.back, c.have = c.have, 0
 	if c.asking {
 		return w // one call takes ahead, not all of a burst
 	}
@@ -154,22 +153,32 @@ func (c *credit) heard(s *Store, w *want, ok bool, t int64) {
 		c.asking = false
 	}
 	c.full = t + w.ask.State
+	// Of a bucket that is empty the next call is worth a part of what it can hold, so
+	// that gateways that are all refused do not ask for every request.
+	pause := min(int64(s.lease), w.ask.Size) / 4
 	if !ok {
 		if w.ask.Over() {
-			// Of a bucket that is empty the next call is worth a part of what it can
-			// hold, so that gateways that are all refused do not ask for every request.
-			pause := max(w.ask.State+w.ask.Room-w.ask.Size, min(int64(s.lease), w.ask.Size)/4)
-			c.denied, c.deniedAt = t+pause, w.ask.Cost
-			w.ask.State = w.ask.Size - w.ask.Room + pause
+			w.ask.State = max(w.ask.State, w.ask.Size-w.ask.Room+pause)
+			c.denied, c.deniedAt = t+min(w.ask.State+w.ask.Room-w.ask.Size, int64(s.lease)), w.ask.Cost
 		}
 		return
 	}
-	c.denied = 0
+	if w.got < w.extra { // nothing is left there
+		c.denied, c.deniedAt = t+pause, 0
+	} else if w.credit == c {
+		c.denied = 0
+	}
 	c.have += w.got
 	c.until, c.asked = t+int64(s.lease), t
 	if w.credit == c {
 		c.extra = w.extra
 	}
+	w.ask.State = max(0, w.ask.State-c.have)
+}
+
+// refunded notes that a bucket has more room than it had.
+func (c *credits) refunded(k limit.Key) {
+	c.with(k, func(c *credit) { c.denied = 0 })
 }
 
 // undo gives back what was used of what is held, of asks that were looked at.

@@ -307,6 +307,9 @@ func (s *Store) Give(_ time.Time, asks []limit.Ask) {
 		a := &asks[i]
 		if a.Kind == limit.Metered {
 			s.put(change{'m', s.key(a), micro(a.Cost)})
+			if s.ahead && a.Cost < 0 {
+				s.credits.refunded(a.Key)
+			}
 			continue
 		}
 		s.mu.Lock()

@@ -1,0 +1,322 @@
+package redis_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/limit"
+	"github.com/spillway/spillway/internal/limit/limittest"
+	"github.com/spillway/spillway/internal/limit/redis"
+	store "github.com/spillway/spillway/internal/store/redis"
+	"github.com/spillway/spillway/internal/testkit"
+	"github.com/spillway/spillway/internal/testkit/redistest"
+)
+
+// After a change of a cluster, the library has goroutines that sleep for up to 5 s
+// before they close what is no longer needed, and end.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"),
+		goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*call).DelayDo.func1"))
+}
+
+// runs runs something until the test ends.
+func runs(t testing.TB, run func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// dial runs a client until the test ends, and waits for its connection.
+func dial(t testing.TB, addrs ...string) *store.Client {
+	t.Helper()
+	c := store.Default()
+	c.Addresses, c.Cluster = addrs, len(addrs) > 1
+	client, err := store.New(c, testkit.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs(t, client.Run)
+	testkit.Eventually(t, "Redis answers", func() bool { return client.Err() == nil })
+	return client
+}
+
+// settings are those of a mode, with patience for a machine that is busy.
+func settings(mode string) limit.StoreConfig {
+	c := limit.Default().Store
+	c.Kind, c.Mode, c.Timeout = limit.KindRedis, mode, time.Second
+	return c
+}
+
+func TestStoreInOneServer(t *testing.T) {
+	s := redistest.Start(t)
+	client := dial(t, s.Addr())
+	for _, mode := range []string{limit.ModeExact, limit.ModeLease} {
+		t.Run(mode, func(t *testing.T) {
+			limittest.TestStore(t, func(t *testing.T) limit.Store {
+				s.Do("FLUSHALL")
+				one := redis.New(client, settings(mode))
+				runs(t, one.Run)
+				return one
+			})
+		})
+	}
+}
+
+func TestStoreInACluster(t *testing.T) {
+	c := redistest.StartCluster(t)
+	client := dial(t, c.Addrs()...)
+	limittest.TestStore(t, func(t *testing.T) limit.Store {
+		for _, n := range c.Nodes {
+			n.Do("FLUSHALL")
+		}
+		one := redis.New(client, settings(limit.ModeExact))
+		runs(t, one.Run)
+		return one
+	})
+}
+
+// gateway is a limiter on a Redis, which runs.
+func gateway(t testing.TB, client *store.Client, s limit.StoreConfig, rules ...limit.Rule) *limit.Limiter {
+	t.Helper()
+	c := limit.Default()
+	c.Rules, c.Store = rules, s
+	l, err := limit.New(c, limit.Parts{Store: redis.New(client, s), Log: testkit.Discard()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs(t, l.Run)
+	return l
+}
+
+// request is one of a tenant.
+func request(tenant string) *inference.Request {
+	return &inference.Request{Tenant: tenant, Fields: inference.Fields{Model: "m", PromptBytes: 40}}
+}
+
+// load sends requests through all gateways evenly for a time, so many a second, and
+// returns how many were admitted within how long. half is called in the middle.
+func load(gateways []*limit.Limiter, perSecond int, d time.Duration, half func()) (int64, time.Duration) {
+	const clients = 6 // each gateway
+	var admitted atomic.Int64
+	began := time.Now()
+	var wg sync.WaitGroup
+	if half != nil {
+		wg.Go(func() {
+			timer := time.NewTimer(d / 2)
+			<-timer.C
+			half()
+		})
+	}
+	for i := range clients * len(gateways) {
+		wg.Go(func() {
+			pace := time.NewTicker(time.Duration(clients*len(gateways)) * time.Second / time.Duration(perSecond))
+			defer pace.Stop()
+			for time.Since(began) < d {
+				if _, err := gateways[i%len(gateways)].Reserve(context.Background(), time.Now(), request("a")); err == nil {
+					admitted.Add(1)
+				}
+				<-pace.C
+			}
+		})
+	}
+	wg.Wait()
+	return admitted.Load(), time.Since(began)
+}
+
+// three are three gateways on one Redis, each with a client of its own, that know of
+// each other.
+func three(t *testing.T, s *redistest.Server, set limit.StoreConfig, rules ...limit.Rule) (all []*limit.Limiter) {
+	t.Helper()
+	for range 3 {
+		all = append(all, gateway(t, dial(t, s.Addr()), set, rules...))
+	}
+	testkit.Eventually(t, "three gateways know of each other", func() bool {
+		for _, l := range all {
+			if gauge(t, l, "spillway_limit_store_gateways") != 3 {
+				return false
+			}
+		}
+		return true
+	})
+	return all
+}
+
+// TestThreeGateways: clients spread evenly over three gateways get what the limit says.
+func TestThreeGateways(t *testing.T) {
+	rule := limit.Rule{Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 200, Per: time.Second}, Burst: 50}}
+	for _, mode := range []string{limit.ModeExact, limit.ModeLease} {
+		t.Run(mode, func(t *testing.T) {
+			s := redistest.Start(t)
+			set := settings(mode)
+			all := three(t, s, set, rule)
+			got, took := load(all, 1000, 5*time.Second, nil)
+			want := 50 + 200*took.Seconds()
+			bound := want
+			if mode == limit.ModeLease {
+				bound += 200 * set.Lease.Seconds()
+			}
+			t.Logf("%d admitted in %v, burst + rate * time = %.0f (%+.2f%%), bound %.0f", got, took.Round(time.Millisecond),
+				want, 100*(float64(got)/want-1), bound)
+			if float64(got) < want*0.97 || float64(got) > want*1.03 || float64(got) > bound+1 {
+				t.Errorf("%d admitted, want %.0f +- 3%% and at most %.0f", got, want, bound)
+			}
+			for i, l := range all {
+				t.Logf("gateway %d: %v calls of Redis, %v decided ahead", i, gauge(t, l, "spillway_limit_redis_calls_total"), gauge(t, l, "spillway_limit_redis_leased_total"))
+			}
+		})
+	}
+}
+
+// TestRedisKilledMidRun: each gateway goes on with a third of the limits.
+func TestRedisKilledMidRun(t *testing.T) {
+	rule := limit.Rule{Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 200, Per: time.Second}, Burst: 50}}
+	for _, mode := range []string{limit.ModeExact, limit.ModeLease} {
+		t.Run(mode, func(t *testing.T) {
+			s := redistest.Start(t)
+			set := settings(mode)
+			set.Timeout = 20 * time.Millisecond
+			all := three(t, s, set, rule)
+			got, took := load(all, 1000, 4*time.Second, s.Kill)
+			want := 50 + 200*took.Seconds()
+			bound := 50 + want // a further burst, which memory may not have seen used
+			if mode == limit.ModeLease {
+				bound += 200 * set.Lease.Seconds()
+			}
+			t.Logf("killed at half of %v: %d admitted, burst + rate * time = %.0f (%+.2f%%), bound %.0f", took.Round(time.Millisecond), got, want, 100*(float64(got)/want-1), bound)
+			if float64(got) < want*0.85 || float64(got) > bound {
+				t.Errorf("%d admitted, want %.0f to %.0f", got, want*0.85, bound)
+			}
+			for i, l := range all {
+				if resting := gauge(t, l, "spillway_limit_store_resting"); resting != 1 {
+					t.Errorf("gateway %d still asks", i)
+				}
+				if faults := gauge(t, l, "spillway_limit_store_faults_total"); faults > 100 {
+					t.Errorf("gateway %d: %v faults: the breaker does not spare requests", i, faults)
+				}
+			}
+			s.Restart()
+			for _, l := range all {
+				testkit.Eventually(t, "Redis is used again", func() bool { return gauge(t, l, "spillway_limit_store_resting") == 0 })
+			}
+			before := gauge(t, all[0], "spillway_limit_redis_calls_total")
+			all[0].Reserve(t.Context(), time.Now(), request("another"))
+			if gauge(t, all[0], "spillway_limit_redis_calls_total") != before+1 {
+				t.Error("Redis is back and is not asked")
+			}
+		})
+	}
+}
+
+// TestStoppedServer: a server that is silent costs a time-out a few times, not each.
+func TestStoppedServer(t *testing.T) {
+	s := redistest.Start(t)
+	set := settings(limit.ModeExact)
+	set.Timeout = 5 * time.Millisecond
+	l := gateway(t, dial(t, s.Addr()), set, limit.Rule{Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 1000, Per: time.Second}}})
+	l.Reserve(t.Context(), time.Now(), request("a"))
+	s.Stop()
+	defer s.Continue()
+	for range 500 {
+		if _, err := l.Reserve(t.Context(), time.Now(), request("a")); err != nil {
+			t.Fatalf("refused by the gateway's own share: %v", err)
+		}
+	}
+	if faults := gauge(t, l, "spillway_limit_store_faults_total"); faults < 3 || faults > 10 {
+		t.Errorf("%v faults, want about 3", faults)
+	}
+	s.Continue()
+	testkit.Eventually(t, "Redis is used again", func() bool { return gauge(t, l, "spillway_limit_store_resting") == 0 })
+}
+
+// TestCrashedGateway: what it held comes back by itself, as Redis counts.
+func TestCrashedGateway(t *testing.T) {
+	s := redistest.Start(t)
+	rule := limit.Rule{Name: "tenants", By: []string{"tenant"}, Concurrent: 3}
+	crashed, alive := redis.New(dial(t, s.Addr()), settings(limit.ModeExact)), dial(t, s.Addr()) // crashed never runs
+	asks := []limit.Ask{{Key: limit.Key{1, 2}, Name: "x", Kind: limit.Held, Cost: 1, Room: 1, Size: 1}}
+	if ok, err := crashed.Take(t.Context(), time.Now(), asks); !ok || err != nil {
+		t.Fatalf("Take = %v, %v", ok, err)
+	}
+	key := s.Do("KEYS", "*:x:*")
+	if ttl := s.Do("PTTL", key); ttl == "-1" || ttl == "-2" {
+		t.Errorf("what is held has no end: PTTL %s = %s", key, ttl)
+	}
+	other := redis.New(alive, settings(limit.ModeExact))
+	if ok, _ := other.Take(t.Context(), time.Now(), asks); ok {
+		t.Fatal("two hold what one may")
+	}
+	member := s.Do("ZRANGE", key, "0", "0")
+	s.Do("ZADD", key, "1", member) // half a minute later
+	if ok, err := other.Take(t.Context(), time.Now(), asks); !ok || err != nil {
+		t.Errorf("Take after the end of a crashed gateway's lease = %v, %v", ok, err)
+	}
+
+	l := gateway(t, alive, settings(limit.ModeExact), rule)
+	var held []*limit.Receipt
+	for range 3 {
+		r, err := l.Reserve(t.Context(), time.Now(), request("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, r)
+	}
+	if _, err := l.Reserve(t.Context(), time.Now(), request("a")); err == nil {
+		t.Error("four hold what three may")
+	}
+	for _, r := range held {
+		r.Settle(time.Now(), &inference.Record{})
+	}
+	testkit.Eventually(t, "what was held is back", func() bool {
+		r, err := l.Reserve(t.Context(), time.Now(), request("a"))
+		if err == nil {
+			r.Settle(time.Now(), &inference.Record{})
+		}
+		return err == nil && s.Do("KEYS", "*concurrent*") == ""
+	})
+}
+
+// TestKeysHaveAnEnd and are readable.
+func TestKeysHaveAnEnd(t *testing.T) {
+	s := redistest.Start(t)
+	l := gateway(t, dial(t, s.Addr()), settings(limit.ModeExact), limit.Rule{
+		Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 1, Per: time.Minute}},
+		Tokens: limit.Bucket{Rate: limit.Rate{N: 1000, Per: time.Minute}}, Concurrent: 3,
+	})
+	if _, err := l.Reserve(t.Context(), time.Now(), request("secret-tenant")); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"tenants-requests", "tenants-tokens", "tenants-concurrent"} {
+		key := s.Do("KEYS", "spillway:1:limit:{spillway}:"+what+":*")
+		if key == "" || s.Do("TTL", key) == "-1" {
+			t.Errorf("%s: key %q, TTL %s", what, key, s.Do("TTL", key))
+		}
+	}
+	if got := s.Do("KEYS", "*secret*"); got != "" {
+		t.Errorf("a tenant's name in %s", got)
+	}
+}
+
+// gauge is a metric of a limiter without its labels.
+func gauge(t testing.TB, l *limit.Limiter, name string) float64 {
+	t.Helper()
+	v, ok := metric(t, l)[name]
+	if !ok {
+		t.Fatal(fmt.Errorf("no metric %s", name))
+	}
+	return v
+}
