@@ -53,14 +53,15 @@ type State struct {
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
 
-// Parts are what a Server works with. All but Emergency and Cache are required.
+// Parts are what a Server works with. All but Emergency, Cache and Experiments are required.
 type Parts struct {
-	Fleet     *fleet.Fleet
-	Metrics   prometheus.Gatherer
-	Control   Control
-	Emergency Emergency // nil: there is no such switch, and no path for it
-	Cache     Cache     // nil: there is none, and no path for it
-	Log       *slog.Logger
+	Fleet       *fleet.Fleet
+	Metrics     prometheus.Gatherer
+	Control     Control
+	Emergency   Emergency   // nil: there is no such switch, and no path for it
+	Cache       Cache       // nil: there is none, and no path for it
+	Experiments Experiments // nil: there are none, and no path for them
+	Log         *slog.Logger
 }
 
 // Server answers operators. It is safe for concurrent use.
@@ -152,6 +153,10 @@ func (s *Server) routes(cfg Config) *http.ServeMux {
 		mux.HandleFunc("GET /admin/cache/entries/{key}", s.cacheEntries)
 		mux.HandleFunc("POST /admin/cache/purge", s.purgeCache)
 		mux.HandleFunc("POST /admin/cache/warm", s.warmCache)
+	}
+	if s.parts.Experiments != nil {
+		mux.HandleFunc("GET /admin/experiments", s.experiments)
+		mux.HandleFunc("POST /admin/experiments/{name}", s.orderExperiment)
 	}
 	if cfg.Pprof {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
