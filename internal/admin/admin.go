@@ -53,7 +53,7 @@ type State struct {
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
 
-// Parts are what a Server works with. All but Emergency, Cache and Experiments are required.
+// Parts are what a Server works with. Those that may be nil say so.
 type Parts struct {
 	Fleet       *fleet.Fleet
 	Metrics     prometheus.Gatherer
@@ -61,6 +61,8 @@ type Parts struct {
 	Emergency   Emergency   // nil: there is no such switch, and no path for it
 	Cache       Cache       // nil: there is none, and no path for it
 	Experiments Experiments // nil: there are none, and no path for them
+	Routes      Routes      // nil: nobody explains, and there is no path for it
+	Ledger      Ledger      // nil: there is none, and no path for it
 	Log         *slog.Logger
 }
 
@@ -154,6 +156,12 @@ func (s *Server) routes(cfg Config) *http.ServeMux {
 		mux.HandleFunc("POST /admin/cache/purge", s.purgeCache)
 		mux.HandleFunc("POST /admin/cache/warm", s.warmCache)
 	}
+	if s.parts.Routes != nil {
+		mux.HandleFunc("POST /admin/route/explain", s.explainRoute)
+	}
+	if s.parts.Ledger != nil {
+		mux.HandleFunc("GET /admin/usage", s.usage)
+	}
 	if s.parts.Experiments != nil {
 		mux.HandleFunc("GET /admin/experiments", s.experiments)
 		mux.HandleFunc("POST /admin/experiments/{name}", s.orderExperiment)
@@ -214,6 +222,7 @@ const (
 	codeAmbiguous      = "ambiguous"
 	codeInvalid        = "invalid_config"
 	codeInvalidRequest = "invalid_request"
+	codeUnavailable    = "unavailable"
 	codeTooLarge       = "request_too_large"
 	codeTimeout        = "request_timeout"
 )

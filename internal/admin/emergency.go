@@ -102,13 +102,18 @@ func readOrder(w http.ResponseWriter, r *http.Request) (order EmergencyOrder, on
 
 // readBody reads the body of an order.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
+	return readUpTo(w, r, maxOrder)
+}
+
+// readUpTo reads a body of at most so many bytes.
+func readUpTo(w http.ResponseWriter, r *http.Request, most int64) ([]byte, *problem) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(orderTimeout)) // not in tests without a connection
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxOrder))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if err != nil {
 		_, large := errors.AsType[*http.MaxBytesError](err)
 		switch {
 		case large:
-			return nil, &problem{http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", maxOrder)}
+			return nil, &problem{http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", most)}
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, &problem{http.StatusRequestTimeout, codeTimeout, fmt.Sprintf("the body did not arrive within %v", orderTimeout)}
 		}

@@ -116,7 +116,9 @@ func TestHead(t *testing.T) {
 
 func TestProbes(t *testing.T) {
 	r := newRig(t, nil, nil)
-	r.identity = func(http.Header) (inference.Caller, error) { return inference.Caller{}, errors.New("asked for a credential") }
+	r.identity = func(http.Header) (inference.Caller, error) {
+		return inference.Caller{}, errors.New("asked for a credential")
+	}
 	for _, path := range []string{"/livez", "/readyz"} {
 		if a := r.ask("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n"); a.StatusCode != 200 || a.body != "probe" {
 			t.Errorf("%s: got %d %q", path, a.StatusCode, a.body)

@@ -135,7 +135,10 @@ func New(file *config.File, opts Options) (*App, error) {
 	a.gateway = gateway.New(file.Gateway, gateway.Parts{
 		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a, Cache: answers{a.cache}, Limits: limits{a.limiter},
 	})
-	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Cache: operatedCache{a}, Log: log}
+	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Cache: operatedCache{a}, Experiments: a.steering.experiments, Routes: a, Log: log}
+	if a.ledger != nil {
+		parts.Ledger = a.ledger
+	}
 	if a.admin, err = admin.New(file.Admin, parts); err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
@@ -205,7 +208,9 @@ func (a *App) apply(file *config.File) error {
 		{"upstream", func(f *config.File, _ map[string]health.Pool) error { return a.upstream.Apply(upstreams(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route.Config, tiers(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
-		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.experiments.Apply(f.Route.Experiments) }},
+		{"route", func(f *config.File, _ map[string]health.Pool) error {
+			return a.steering.experiments.Apply(f.Route.Experiments)
+		}},
 		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.limiter.Apply(f.Limit) }},
 		{"health", func(_ *config.File, p map[string]health.Pool) error { return a.health.Apply(p) }},
 		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f)) }},

@@ -22,14 +22,14 @@ type Step struct {
 	Chosen   bool         // the request would run here
 }
 
-// Explain says where a request would run now and what stands behind it, in order:
-// each pool of the plan with its region in front, where that changes, and its
-// instances after it. It asks the policies as a request does, so one that takes
-// turns takes one; no slot is taken. It is for people: it allocates.
-func (r *Router) Explain(ctx context.Context, req *inference.Request) ([]Step, error) {
+// Explain plans a request as Plan does, and says where it would run now and what
+// stands behind it, in order: each pool of the plan with its region in front, where
+// that changes, and its instances after it. It asks the policies as a request does, so
+// one that takes turns takes one; no slot is taken. It is for people: it allocates.
+func (r *Router) Explain(ctx context.Context, req *inference.Request) (*fleet.Plan, []Step, error) {
 	plan, err := r.Plan(ctx, req)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	d := r.dir.Load()
 	q := &fleet.Query{Request: req, Now: time.Now().UnixNano(), Rand: rand.Uint64()}
@@ -53,7 +53,7 @@ func (r *Router) Explain(ctx context.Context, req *inference.Request) ([]Step, e
 			steps = append(steps, d.tiers[c.Pool.Name].step(n, q, c.Fallback, n == chosen))
 		}
 	}
-	return steps, nil
+	return plan, steps, nil
 }
 
 // step describes a node among the members that the tier chooses from. The tier is

@@ -22,7 +22,7 @@ func TestExplain(t *testing.T) {
 	at(t, f, "gpu0:1").Live.SetDraining(true)
 	routetest.Hold(t, at(t, f, "gpu1:1"), 1, ask("m"))
 	r := newRouter(t, route.Default(), map[string]route.TierConfig{"eu/gpu": sticky(route.AffinityConfig{By: "user"})}, f)
-	got, err := r.Explain(context.Background(), ask("m"))
+	plan, got, err := r.Explain(context.Background(), ask("m"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,10 @@ func TestExplain(t *testing.T) {
 	if n := at(t, f, "gpu1:1").Live.InFlight(); n != 1 {
 		t.Errorf("explaining took a slot: %d in flight", n)
 	}
-	if _, err := r.Explain(context.Background(), ask("unknown")); err == nil {
+	if plan.Candidates[0].Pool.Name != "eu/gpu" {
+		t.Errorf("the plan begins with %s", plan.Candidates[0].Pool.Name)
+	}
+	if _, _, err := r.Explain(context.Background(), ask("unknown")); err == nil {
 		t.Error("an unknown model was explained")
 	}
 }

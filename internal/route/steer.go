@@ -23,6 +23,7 @@ type Decision struct {
 	Rule   string        // which rule decided; "" is none
 	Arm    inference.Arm // of the experiment that the request is part of
 	Action *Action       // nil changes nothing; read-only
+	More   []*Action     // further actions, each of which counts less than those before; read-only
 	Mirror *Action       // where a copy of the request goes whose answer is dropped; nil is nowhere
 }
 

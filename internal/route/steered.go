@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,8 +18,7 @@ import (
 type steered struct {
 	rule    string
 	arm     inference.Arm
-	actions [2]*Action // in the order in which they count
-	count   int
+	actions []*Action // each counts more than those before
 	mirror  *Action
 	shadow  inference.Arm // of the copy
 }
@@ -45,7 +45,7 @@ func (r *Router) steer(now time.Time, req *inference.Request) (*inference.Reques
 			continue
 		}
 		d := stage.Steer(now, req)
-		if d == (Decision{}) {
+		if d.Action == nil && d.Mirror == nil && d.Arm == (inference.Arm{}) {
 			continue
 		}
 		if s == nil {
@@ -68,20 +68,26 @@ func (s *steered) take(d Decision, req *inference.Request) {
 	} else if d.Arm != (inference.Arm{}) {
 		s.arm = d.Arm
 	}
+	from := len(s.actions)
+	s.actions = append(s.actions, d.More...)
+	slices.Reverse(s.actions[from:])
 	if d.Action != nil {
-		s.actions[s.count] = d.Action
-		s.count++
-		d.Action.change(req)
+		s.actions = append(s.actions, d.Action)
+	}
+	for _, a := range s.actions[from:] {
+		a.change(req)
 	}
 }
 
 // change gives a request the model, the class and the header fields of an action.
 func (a *Action) change(req *inference.Request) {
-	if a.Model != "" && a.Model != req.Model {
+	if a.Model != "" {
 		if req.Asked == "" {
 			req.Asked = req.Model
 		}
-		req.Model = a.Model
+		if req.Model = a.Model; req.Model == req.Asked {
+			req.Asked = ""
+		}
 	}
 	if class, ok := inference.ParseClass(a.Class); ok && class.Urgency() < req.Class.Urgency() {
 		req.Class = class
@@ -106,7 +112,7 @@ func (a *Action) change(req *inference.Request) {
 // action counts most. Its error says that a strict one leaves nothing.
 func (s *steered) apply(plan *fleet.Plan) error {
 	plan.Rule, plan.Arm = s.rule, s.arm
-	for _, a := range s.actions[:s.count] {
+	for _, a := range s.actions {
 		if err := a.order(plan); err != nil {
 			return err
 		}
@@ -199,7 +205,7 @@ func (a *Action) draw() string {
 // shadow plans the copy of a request; nil when there is nowhere to run it.
 func (r *Router) shadow(req *inference.Request, s *steered) *fleet.Plan {
 	c := *req
-	only := &steered{rule: s.rule, arm: s.shadow, actions: [2]*Action{s.mirror}, count: 1}
+	only := &steered{rule: s.rule, arm: s.shadow, actions: []*Action{s.mirror}}
 	c.Steered = only
 	s.mirror.change(&c)
 	plan, err := r.plan(&c)

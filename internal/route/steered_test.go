@@ -158,6 +158,23 @@ func TestActionsChangeACopy(t *testing.T) {
 	}
 }
 
+func TestTheFirstActionCountsMost(t *testing.T) {
+	r := world(t, always(route.Decision{
+		Rule: "a,b,c", Action: &route.Action{Region: "us", Headers: map[string]string{"X-A": "first"}},
+		More: []*route.Action{
+			{Pools: map[string]int{"gpu": 1}, Strict: true, Headers: map[string]string{"X-A": "second", "X-C": "second"}, Model: "m"},
+			{Class: "batch", Model: "small", Region: "eu", Headers: map[string]string{"X-C": "third"}},
+		},
+	}), nil)
+	p := plan(t, r, asks())
+	if got := pools(p); !slices.Equal(got, []string{"us/gpu", "eu/gpu"}) || p.Request.Model != "m" || p.Request.Asked != "" || p.Request.Class != inference.Batch {
+		t.Errorf("got %v of %q instead of %q, %v", got, p.Request.Model, p.Request.Asked, p.Request.Class)
+	}
+	if diff := cmp.Diff(http.Header{"X-A": {"first"}, "X-B": {"1"}, "X-C": {"second"}}, p.Request.Header); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestExperimentsSeeWhatRulesDid(t *testing.T) {
 	var saw string
 	arm := inference.Arm{Experiment: "e", Arm: "b"}

@@ -4,7 +4,7 @@
 //
 // Rules are compiled and type-checked once, by New. A Set asks them in order: the
 // first whose expression is true decides, and those with `continue` let the ones
-// after them add what is not said yet. A Set never changes and is safe for
+// after them add to it. A Set never changes and is safe for
 // concurrent use. What costs something to find out, as the place of an address, is
 // found out once a request, and only where some rule wants it.
 //
@@ -17,7 +17,6 @@ package rule
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -37,7 +36,7 @@ type Rule struct {
 	When string `yaml:"when"`
 	// What it does to them.
 	Then route.Action `yaml:"then"`
-	// Go on with the rules after this one, which may add what is not said yet.
+	// Go on with the rules after this one, which may add to it. Where they contradict one another, the first counts.
 	Continue bool `yaml:"continue"`
 }
 
@@ -168,7 +167,7 @@ func (s *Set) Steer(now time.Time, req *inference.Request) (d route.Decision) {
 		if d.Action == nil {
 			d.Rule, d.Action = r.Name, &r.Then
 		} else {
-			d.Rule, d.Action = d.Rule+","+r.Name, merge(d.Action, &r.Then)
+			d.Rule, d.More = d.Rule+","+r.Name, append(d.More, &r.Then)
 		}
 		if !r.Continue {
 			return d
@@ -182,6 +181,35 @@ func (s *Set) Steer(now time.Time, req *inference.Request) (d route.Decision) {
 
 // lostName stands for a rule's name where the default region decides.
 const lostName = "geo.default_region"
+
+// Told is what one rule says to a request.
+type Told struct {
+	Name  string
+	When  string // "" is always
+	True  bool
+	Error error // at run time; the rule then counts as not true
+}
+
+// Explain asks every rule about a request, also those behind the one that decides. It
+// is for people.
+func (s *Set) Explain(now time.Time, req *inference.Request) []Told {
+	sc := s.scopes.Get().(*scope)
+	defer s.scopes.Put(sc)
+	sc.fill(now, req, s.parts, s.needs)
+	defer sc.clear()
+	list := make([]Told, len(s.rules))
+	for i := range s.rules {
+		r := &s.rules[i]
+		list[i] = Told{Name: r.Name, When: r.When, True: true}
+		if r.Condition != nil {
+			list[i].True, list[i].Error = sc.run(r.Condition)
+		}
+	}
+	return list
+}
+
+// Place is where the client of a request is, as the rules see it.
+func (s *Set) Place(req *inference.Request) route.Place { return s.parts.place(req.ClientIP) }
 
 // holds evaluates a condition.
 func (s *Set) holds(sc *scope, c *Condition) bool {
@@ -210,25 +238,6 @@ func (s *Set) Match(c *Condition, now time.Time, req *inference.Request) bool {
 func Compile(source string) (*Condition, error) {
 	c, _, err := compile(source)
 	return c, err
-}
-
-// merge is an action with what another adds to it.
-func merge(a, b *route.Action) *route.Action {
-	m := *a
-	if m.Region == "" && len(m.Pools) == 0 {
-		m.Region, m.Pools, m.Strict = b.Region, b.Pools, b.Strict
-	}
-	if m.Model == "" {
-		m.Model = b.Model
-	}
-	if m.Class == "" || b.Class == inference.Batch.String() {
-		m.Class = b.Class
-	}
-	if len(b.Headers) > 0 {
-		m.Headers = maps.Clone(b.Headers)
-		maps.Copy(m.Headers, a.Headers)
-	}
-	return &m
 }
 
 // place finds an address's place.

@@ -149,9 +149,13 @@ func TestTheFirstRuleDecides(t *testing.T) {
 		rule.Rule{Name: "late", When: `class == "vip"`, Then: there("late")},
 	)
 	d := s.Steer(friday, request())
-	want := route.Decision{Rule: "mark,mark again,go", Action: &route.Action{
-		Headers: map[string]string{"A": "1", "B": "1", "C": "2"}, Class: "batch", Model: "small", Pools: map[string]int{"gpu": 1}, Strict: true,
-	}}
+	want := route.Decision{
+		Rule: "mark,mark again,go", Action: &route.Action{Headers: map[string]string{"A": "1", "B": "1"}, Class: "normal"},
+		More: []*route.Action{
+			{Headers: map[string]string{"B": "2", "C": "2"}, Class: "batch", Model: "small"},
+			{Pools: map[string]int{"gpu": 1}, Strict: true, Model: "large"},
+		},
+	}
 	if diff := cmp.Diff(want, d); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -159,7 +163,7 @@ func TestTheFirstRuleDecides(t *testing.T) {
 	if diff := cmp.Diff(want, again); diff != "" {
 		t.Errorf("the second time (-want +got):\n%s", diff)
 	}
-	if d := set(t, rule.Parts{}).Steer(friday, request()); d != (route.Decision{}) {
+	if d := set(t, rule.Parts{}).Steer(friday, request()); d.Action != nil || d.Rule != "" {
 		t.Errorf("no rules: got %+v", d)
 	}
 }
