@@ -1,5 +1,11 @@
 package jwt
 
+import (
+	"crypto/sha256"
+	"fmt"
+	"time"
+)
+
 // ParseSet reads a set of keys, and says how many it has.
 func ParseSet(data []byte) (int, error) {
 	keys, err := parseSet(data)
@@ -15,3 +21,10 @@ func Remembered(v *Verifier) int {
 
 // MaxRecent is the most of them.
 const MaxRecent = maxRecent
+
+// Remember makes a verifier remember n tokens.
+func Remember(v *Verifier, n int) {
+	for i := range n {
+		v.recent.keep(&seen{digest: sha256.Sum256(fmt.Append(nil, i)), under: v.set.Load(), ends: time.Unix(1<<40, 0)})
+	}
+}
