@@ -174,14 +174,14 @@ func writeExperiment(b *strings.Builder, s *experiment.Status) {
 	if s.Reason != "" {
 		fmt.Fprintf(b, "  because %s\n", s.Reason)
 	}
-	fmt.Fprintf(b, "  by %s, %s of the traffic now, begun %s\n", s.Assigned, percent(s.Share), s.Started.UTC().Format(time.RFC3339))
+	fmt.Fprintf(b, "  assigned by %s, %s of the traffic now, begun %s\n", s.Assigned, percent(s.Share), s.Started.UTC().Format(time.RFC3339))
 	fmt.Fprintf(b, "  %-12s %6s %10s %8s %8s %8s %10s %10s\n", "arm", "share", "requests", "failures", "faults", "no part", "ttft p50", "ttft p95")
 	for i := range s.Arms {
 		a := &s.Arms[i]
 		fmt.Fprintf(b, "  %-12s %6s %10d %8d %8d %8d %10s %10s\n", a.Name, percent(a.Share), a.Requests, a.Failures, a.Faults,
 			a.Canceled+a.Excluded+a.Cached, valueOf("ttft", a.TTFTP50), valueOf("ttft", a.TTFTP95))
 	}
-	fmt.Fprintf(b, "  %-12s %-8s %8s %10s %-22s %9s %-20s %s\n", "arm", "metric", "n", "typical", "interval", "versus", "interval", "verdict")
+	fmt.Fprintf(b, "  %-12s %-8s %8s %10s %-22s %9s %-24s %s\n", "arm", "metric", "n", "typical", "interval", "change", "interval", "verdict")
 	for i := range s.Arms {
 		for _, m := range s.Arms[i].Metrics {
 			writeMetric(b, s.Arms[i].Name, &m)
@@ -204,7 +204,7 @@ func writeMetric(b *strings.Builder, arm string, m *experiment.MetricStatus) {
 			between = changeOf(m.Metric, d.Interval.Low) + " to " + changeOf(m.Metric, d.Interval.High)
 		}
 	}
-	line := fmt.Sprintf("  %-12s %-8s %8d %10s %-22s %9s %-20s %s", arm, m.Metric, m.N, valueOf(m.Metric, m.Typical), own, versus, between, verdict)
+	line := fmt.Sprintf("  %-12s %-8s %8d %10s %-22s %9s %-24s %s", arm, m.Metric, m.N, valueOf(m.Metric, m.Typical), own, versus, between, verdict)
 	b.WriteString(strings.TrimRight(line, " ") + "\n")
 }
 

@@ -63,7 +63,7 @@ func TestExperimentCommands(t *testing.T) {
 		errs string
 	}{
 		"status": {args: []string{"status"}, out: []string{
-			`(?m)^faster: running since \d{4}-`, `by request, 25% of the traffic now`, `canary +50% +1000 +0 +0 +0 +\d+ms +1\.\d+s`,
+			`(?m)^faster: running since \d{4}-`, `assigned by request, 25% of the traffic now`, `canary +50% +1000 +0 +0 +0 +\d+ms +1\.\d+s`,
 			`canary +ttft +1000 .* -50\.0% +-5\d\.\d% to -4\d\.\d% +better`, `canary +success +1000 +100\.00% .* \+0\.00pt .* undecided`,
 			`(?m)^failing: rolled back since`, `because error rate: of arm "canary"`,
 		}},
