@@ -158,6 +158,15 @@ func (l *Lease) Token(now time.Time) {
 	}
 }
 
+// Events is how many events of tokens have come; 0 of an answer that came in one
+// piece.
+func (l *Lease) Events() int64 {
+	if !l.streaming {
+		return 0
+	}
+	return l.total + 1
+}
+
 // Held says that the stream was kept waiting for its reader, for d, since the last
 // event: that is no gap of the instance's.
 func (l *Lease) Held(d time.Duration) {

@@ -362,5 +362,6 @@ func (f *flight) finishUsage(a *attempt) {
 	}
 	if a.whole {
 		f.rec.Usage = wire.AnswerUsage(a.held)
+		f.rec.Tokens = a.lease.Events() // where it was put together from a stream
 	}
 }

@@ -36,6 +36,7 @@ type rig struct {
 	observe func(*fleet.Lease, *inference.Failure)                                               // what health does; nil is nothing
 	plan    func(*fleet.Plan)                                                                    // what the router does besides; nil is nothing
 	cache   *shelf                                                                               // nil is no cache
+	limits  *quota                                                                               // nil is no limits
 
 	mu       sync.Mutex
 	verdicts []string
@@ -125,7 +126,7 @@ func newRig(t *testing.T, change func(*gateway.Config), instances ...*testkit.In
 			return nil, err
 		}
 		return a, nil
-	}, Health: r, Recorder: r, Cache: r})
+	}, Health: r, Recorder: r, Cache: r, Limits: r})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.client.Run(ctx) }()

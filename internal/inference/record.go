@@ -28,7 +28,7 @@ type Record struct {
 	Status   int // HTTP status sent; 0 when none was
 	Attempts []Attempt
 	Usage    Usage
-	Tokens   int64 // deltas counted in passing; 0 for answers that are not streamed
+	Tokens   int64 // deltas counted in passing; 0 for answers in one piece that no stream was asked for
 	Bytes    int64 // sent to the client
 
 	TTFT     time.Duration // from Received to the first delta sent; 0 when none was
@@ -65,7 +65,7 @@ const (
 
 // Spent is what a request cost: what its model servers reported, or, where they
 // reported nothing, its prompt as estimated and the tokens that were counted in
-// passing. An answer that was not generated for this request cost nothing, and
+// passing, or a token for 4 bytes of an answer in one piece. An answer that was not generated for this request cost nothing, and
 // neither does one of which no server was asked or gave anything. It is the one
 // definition of the token ledger and of limits on tokens.
 func (r *Record) Spent() (u Usage, estimated bool) {
@@ -77,7 +77,11 @@ func (r *Record) Spent() (u Usage, estimated bool) {
 	case r.TTFT == 0 && !r.Complete:
 		return Usage{}, false
 	}
-	return Usage{PromptTokens: r.Request.PromptTokens(), CompletionTokens: r.Tokens}, true
+	u = Usage{PromptTokens: r.Request.PromptTokens(), CompletionTokens: r.Tokens}
+	if r.Tokens == 0 && !r.Request.Stream && r.Request.Surface != Embeddings {
+		u.CompletionTokens = (r.Bytes + 3) / 4 // its JSON included: rather too much than nothing
+	}
+	return u, true
 }
 
 // Last returns the attempt that gave the answer, or the last one that did not.
