@@ -139,6 +139,7 @@ func newKeyCreate(env Env) *cobra.Command {
 output and its id to standard error. The key cannot be shown again.`,
 		Example: `  spillway key create --keys-file keys.txt --tenant acme --class vip
   spillway key create -c spillway.yaml --tenant beta --models 'llama-*' --expires 2160h --rps 5 --tokens-per-day 1000000`,
+		Args: noWords,
 		RunE: func(c *cobra.Command, _ []string) error {
 			k, err := t.key(time.Now())
 			if err != nil {
@@ -290,6 +291,14 @@ func keyID(_ *cobra.Command, args []string) error {
 	return nil
 }
 
+// noWords wants flags alone. What else is given may be a key, so it is not repeated.
+func noWords(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("key %s takes flags alone, and got %d words more", c.Name(), len(args))
+	}
+	return nil
+}
+
 // newKeyRotate is the command `key rotate`.
 func newKeyRotate(env Env) *cobra.Command {
 	r := register{env: env}
@@ -358,6 +367,7 @@ func newKeyList(env Env) *cobra.Command {
 		Use:     "list",
 		Short:   "List the keys, without anything that could be used as one",
 		Example: "  spillway key list -c spillway.yaml\n  spillway key list --keys-file keys.txt --json",
+		Args:    noWords,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return r.with(c.Context(), func(ctx context.Context, in identity.Register, _ *identity.Config) error {
 				keys, err := in.List(ctx)

@@ -53,7 +53,6 @@ func (d *database) set(err error, keys ...identity.Key) {
 
 // tokens knows one.
 type tokens struct {
-	mu      sync.Mutex
 	applied identity.JWTConfig
 	err     error
 }
