@@ -292,3 +292,48 @@ spillway_identity_source_read_timestamp_seconds{sql} 0
 		t.Errorf("got:\n%s\nwant:\n%s", &text, want)
 	}
 }
+
+// TestNoSecretIsTold looks for every secret of a busy gateway in all that it says.
+func TestNoSecretIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var said testkit.Log
+		secrets := []string{secretPepper, "sw-known", "sw-salted", "sw-ended", "sw-revoked", "sw-wrong", "sw-of-the-database", "good.to.ken", "bad.to.ken"}
+		for _, s := range secrets {
+			secrets = append(secrets, digest(s), peppered(s)[5:])
+		}
+		path := keysFile(t, digest("sw-known")+" acme vip\n"+peppered("sw-salted")+" acme vip\n"+digest("sw-ended")+" acme vip expires=2000-01-01T00:00:00Z\n"+digest("sw-revoked")+" acme vip revoked=1999-01-01T00:00:00Z\n")
+		cfg := identity.Default()
+		cfg.SQL, cfg.KeysFile, cfg.PepperFile, cfg.JWT.JWKSURL = true, path, pepperFile(t), "https://issuer/keys"
+		d := &database{keys: []identity.Key{newKey(t, "sw-of-the-database")}, version: 1}
+		d.keys[0].ID = "of-the-database"
+		k := running(t, cfg, identity.Parts{Database: d, Tokens: new(tokens), Log: slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		synctest.Wait()
+		for _, s := range secrets {
+			for _, h := range []http.Header{with(s), {"X-Api-Key": {s}}, {"X-Api-Key": {s, s}}, {"Authorization": {s}}, {"Authorization": {"Basic " + s}}} {
+				c, err := k.Identify(h)
+				fmt.Fprintf(&said, "%+v %v %+v\n", c, err, err)
+			}
+		}
+		list, err := identity.NewFile(path).List(t.Context())
+		fmt.Fprintf(&said, "%v %+v %v %+v\n", list, list, err, d.keys)
+		for _, lines := range []string{"sw-known acme vip", digest("sw-known") + " acme vip sw-wrong", digest("sw-known") + " acme vip\n" + digest("sw-known") + " b vip", digest("sw-known") + " acme sw-wrong", digest("sw-known") + " acme vip models=[sw-wrong"} {
+			bad := cfg
+			bad.KeysFile = keysFile(t, lines)
+			fmt.Fprintf(&said, "%v %v\n", bad.Validate(), k.Apply(bad))
+		}
+		d.set(errors.New("down"))
+		time.Sleep(time.Minute)
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(k)
+		families, err := reg.Gather()
+		fmt.Fprintf(&said, "%v %v\n", families, err)
+		if said.Count("acme") == 0 || said.Count("down") == 0 || said.Count("spillway_identity_keys") == 0 || said.Count("unauthorized") == 0 {
+			t.Fatalf("nothing was said: %s", &said)
+		}
+		for _, s := range secrets {
+			if n := said.Count(s); n > 0 {
+				t.Errorf("%q is told %d times", s, n)
+			}
+		}
+	})
+}
