@@ -35,3 +35,13 @@ func (r *Receipt) Asks() []Ask { return r.asks }
 func (l *Limiter) Gateways() (n int64, resting bool) {
 	return l.shared.gateways.Load(), l.shared.resting.Load()
 }
+
+// Spent is what all accounts of budgets have spent.
+func (l *Limiter) Spent() (sum int64) {
+	l.accounts.mu.Lock()
+	defer l.accounts.mu.Unlock()
+	for _, acc := range l.accounts.mu.all {
+		sum += acc.spent
+	}
+	return sum
+}

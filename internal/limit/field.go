@@ -74,7 +74,7 @@ func fields(asks []Ask, since, factor int64) []inference.HeaderField {
 }
 
 // roundUp is a time in whole units.
-func roundUp(d, unit time.Duration) time.Duration { return (d + unit - 1) / unit * unit }
+func roundUp(d, unit time.Duration) time.Duration { return (d + unit - 1).Truncate(unit) }
 
 // seconds are nanoseconds in whole seconds, rounded up.
 func seconds(ns int64) string {

@@ -3,6 +3,8 @@ package redis_test
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -319,4 +321,103 @@ func gauge(t testing.TB, l *limit.Limiter, name string) float64 {
 		t.Fatal(fmt.Errorf("no metric %s", name))
 	}
 	return v
+}
+
+// TestSignsOfLife: what is held for long stays held, also by a server that forgot it.
+func TestSignsOfLife(t *testing.T) {
+	s := redistest.Start(t)
+	one := redis.New(dial(t, s.Addr()), settings(limit.ModeExact))
+	ask := limit.Ask{Key: limit.Key{1, 2}, Name: "x", Kind: limit.Held, Cost: 1, Room: 1, Size: 2}
+	first, second := []limit.Ask{ask}, []limit.Ask{ask}
+	for _, asks := range [][]limit.Ask{first, second} {
+		if ok, err := one.Take(t.Context(), time.Now(), asks); !ok || err != nil {
+			t.Fatalf("Take = %v, %v", ok, err)
+		}
+	}
+	back := first[0]
+	back.Cost = -1
+	one.Give(time.Now(), []limit.Ask{back})
+	s.Do("FLUSHALL")
+	one.Keep(t.Context())
+	key := s.Do("KEYS", "*:x:*")
+	if key == "" || s.Do("ZCARD", key) != "1" || s.Do("TTL", key) == "-1" {
+		t.Errorf("key %q, want one that is held, with an end", key)
+	}
+}
+
+// TestQueueIsBounded: what has no room is dropped and counted, and nobody waits.
+func TestQueueIsBounded(t *testing.T) {
+	one := redis.New(dial(t, redistest.Start(t).Addr()), settings(limit.ModeExact)) // nobody runs it
+	for range 10_000 {
+		one.Give(time.Now(), []limit.Ask{{Key: limit.Key{1, 2}, Name: "x", Cost: -1}})
+	}
+	got := metric(t, one)
+	if got["spillway_limit_redis_queue_entries"] != 8192 || got["spillway_limit_redis_dropped_total"] != 10_000-8192 {
+		t.Errorf("queue %v, dropped %v, want 8192 and the rest", got["spillway_limit_redis_queue_entries"], got["spillway_limit_redis_dropped_total"])
+	}
+}
+
+// TestSettledInRedis: after disconnects at random Redis holds what the tokens say.
+func TestSettledInRedis(t *testing.T) {
+	for _, mode := range []string{limit.ModeExact, limit.ModeLease} {
+		t.Run(mode, func(t *testing.T) {
+			s := redistest.Start(t)
+			l := gateway(t, dial(t, s.Addr()), settings(mode), limit.Rule{
+				Name: "tokens", Tokens: limit.Bucket{Rate: limit.Rate{N: 24_000, Per: 24 * time.Hour}}, // 3.6 s each
+			})
+			began, total := time.Now(), int64(0)
+			for i := range 60 {
+				req := request("a") // 10 tokens of prompt
+				req.MaxTokens = 100
+				r, err := l.Reserve(t.Context(), time.Now(), req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				rec := &inference.Record{Request: req, Complete: true, TTFT: 1, Attempts: make([]inference.Attempt, 1), Tokens: int64(i * 7 % 150)}
+				if i%10 < 3 {
+					rec.Complete, rec.Code = false, inference.CodeCanceled
+				}
+				for n := range rec.Tokens {
+					r.Spend(time.Now(), n)
+				}
+				r.Settle(time.Now(), rec)
+				spent, _ := rec.Spent()
+				total += spent.PromptTokens + spent.CompletionTokens
+			}
+			var seconds float64
+			testkit.Eventually(t, "Redis holds what was spent", func() bool {
+				clock := strings.Fields(s.Do("TIME"))
+				now, _ := strconv.ParseFloat(clock[0], 64)
+				full, _ := strconv.ParseFloat(s.Do("GET", s.Do("KEYS", "*tokens*")), 64)
+				seconds = full/1e6 + 1704067200 - now
+				want := float64(total) * 3.6
+				slack := 1 + time.Since(began).Seconds()
+				if mode == limit.ModeLease {
+					slack += 3.6 // what is held ahead
+				}
+				return seconds > want-slack && seconds < want+slack
+			})
+			t.Logf("%d tokens: the bucket is full again in %.0f s, want %.0f", total, seconds, float64(total)*3.6)
+		})
+	}
+}
+
+func BenchmarkTake(b *testing.B) {
+	s := redistest.Start(b)
+	for _, mode := range []string{limit.ModeExact, limit.ModeLease} {
+		b.Run(mode, func(b *testing.B) {
+			one := redis.New(dial(b, s.Addr()), settings(mode))
+			runs(b, one.Run)
+			var asks []limit.Ask
+			for i := range uint64(5) {
+				asks = append(asks, limit.Ask{Key: limit.Key{i, i}, Name: "x", Cost: 1000, Room: 1000, Size: int64(time.Hour)})
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if ok, err := one.Take(context.Background(), time.Now(), asks); !ok || err != nil {
+					b.Fatal(ok, err)
+				}
+			}
+		})
+	}
 }
