@@ -99,7 +99,6 @@ func New(file *config.File, opts Options) (*App, error) {
 	log := a.log.Logger
 	a.registry = telemetry.NewRegistry(opts.Version)
 	a.fleet = fleet.New(log)
-	var err error
 	keep, err := store.Open(file.Store.Config)
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
@@ -135,12 +134,33 @@ func New(file *config.File, opts Options) (*App, error) {
 	a.gateway = gateway.New(file.Gateway, gateway.Parts{
 		Router: a.router, Admission: slots{a.governor}, Upstream: a.open, Health: a.health, Recorder: a, Cache: answers{a.cache}, Limits: limits{a.limiter},
 	})
-	parts := admin.Parts{Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Cache: operatedCache{a}, Experiments: a.steering.experiments, Routes: a, Log: log}
+	if err := a.buildServers(file); err != nil {
+		return nil, err
+	}
+	if a.databases != nil {
+		a.registry.MustRegister(databaseStats{a.databases})
+	}
+	a.registry.MustRegister(a.keys, a.limiter, a.steering.experiments, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
+	if err := a.apply(file); err != nil {
+		return nil, err
+	}
+	a.reload.succeeded(file, time.Now())
+	return a, nil
+}
+
+// buildServers makes what operators and clients talk to.
+func (a *App) buildServers(file *config.File) error {
+	log := a.log.Logger
+	parts := admin.Parts{
+		Fleet: a.fleet, Metrics: a.registry, Control: a, Emergency: emergencySwitch{a.emergency}, Cache: operatedCache{a},
+		Experiments: a.steering.experiments, Routes: a, Log: log,
+	}
 	if a.ledger != nil {
 		parts.Ledger = a.ledger
 	}
+	var err error
 	if a.admin, err = admin.New(file.Admin, parts); err != nil {
-		return nil, fmt.Errorf("admin: %w", err)
+		return fmt.Errorf("admin: %w", err)
 	}
 	a.api = api.New(file.API, api.Parts{
 		Serve: func(ctx context.Context, req *inference.Request, out api.Answer) *inference.Record {
@@ -156,15 +176,7 @@ func New(file *config.File, opts Options) (*App, error) {
 		Tracing:  a.tracing,
 		Log:      log,
 	})
-	if a.databases != nil {
-		a.registry.MustRegister(databaseStats{a.databases})
-	}
-	a.registry.MustRegister(a.keys, a.limiter, a.steering.experiments, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
-	if err := a.apply(file); err != nil {
-		return nil, err
-	}
-	a.reload.succeeded(file, time.Now())
-	return a, nil
+	return nil
 }
 
 // open adapts the upstream client to what the gateway calls.

@@ -19,6 +19,7 @@ type steering struct {
 	places      *geo.Databases
 	behaviour   *rule.Behaviour
 	rules       atomic.Pointer[rule.Set]
+	failed      atomic.Int64 // expressions of rules that were replaced
 	experiments *experiment.Set
 }
 
@@ -46,9 +47,14 @@ func (s *steering) applyRules(file *config.File) error {
 	if err != nil {
 		return err
 	}
-	s.rules.Store(set)
+	if old := s.rules.Swap(set); old != nil {
+		s.failed.Add(old.Failed())
+	}
 	return nil
 }
+
+// failures is how many expressions have failed at run time.
+func (s *steering) failures() int64 { return s.failed.Load() + s.rules.Load().Failed() }
 
 // Steer implements route.Steering by the rules in force.
 func (s *steering) Steer(now time.Time, req *inference.Request) route.Decision {

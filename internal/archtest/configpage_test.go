@@ -17,7 +17,10 @@ import (
 	"github.com/spillway/spillway/internal/fleet/dns"
 	"github.com/spillway/spillway/internal/fleet/file"
 	"github.com/spillway/spillway/internal/health"
+	"github.com/spillway/spillway/internal/limit"
 	"github.com/spillway/spillway/internal/route"
+	"github.com/spillway/spillway/internal/route/experiment"
+	routerule "github.com/spillway/spillway/internal/route/rule"
 	"github.com/spillway/spillway/internal/store/sql"
 	"github.com/spillway/spillway/internal/upstream"
 )
@@ -81,6 +84,7 @@ var homes = map[reflect.Type]string{
 	reflect.TypeFor[route.PrefixConfig]():   "route",
 	reflect.TypeFor[route.LatencyConfig]():  "route",
 	reflect.TypeFor[route.AffinityConfig](): "route",
+	reflect.TypeFor[route.Action]():         "route",
 }
 
 // elements are the defaults of what stands in a list, or behind a pointer that
@@ -93,6 +97,12 @@ var elements = map[reflect.Type]any{
 	reflect.TypeFor[dns.Config]():      dns.Default(),
 	reflect.TypeFor[health.Rule]():     health.Rule{},
 	reflect.TypeFor[cache.Rule]():      cache.Rule{},
+	reflect.TypeFor[limit.Rule]():      limit.Rule{},
+	reflect.TypeFor[routerule.Rule]():  routerule.Rule{},
+
+	reflect.TypeFor[experiment.Config](): experiment.Default(),
+	reflect.TypeFor[experiment.Arm]():    experiment.Arm{Weight: 1},
+	reflect.TypeFor[experiment.Step]():   experiment.Step{},
 
 	reflect.TypeFor[sql.DatabaseConfig](): sql.DatabaseConfig{},
 }

@@ -58,6 +58,17 @@ func appendLine(b []byte, rec *inference.Record) []byte {
 	b = appendInt(b, `,"bytes":`, rec.Bytes)
 	b = appendBool(b, `,"stream":`, req.Stream)
 	b = appendBool(b, `,"complete":`, rec.Complete)
+	b = appendTreatment(b, rec)
+	if req.ClientIP.IsValid() {
+		b = append(b, `,"client_ip":"`...)
+		b = req.ClientIP.WithZone("").AppendTo(b)
+		b = append(b, '"')
+	}
+	return append(b, "}\n"...)
+}
+
+// appendTreatment adds what was done with the request beside answering it.
+func appendTreatment(b []byte, rec *inference.Record) []byte {
 	if rec.Degraded != "" {
 		b = appendText(b, `,"degraded":`, rec.Degraded)
 	}
@@ -78,12 +89,7 @@ func appendLine(b []byte, rec *inference.Record) []byte {
 		b = appendText(b, `,"cache_level":`, rec.CacheLevel)
 		b = appendMillis(b, `,"cache_age_ms":`, rec.CacheAge)
 	}
-	if req.ClientIP.IsValid() {
-		b = append(b, `,"client_ip":"`...)
-		b = req.ClientIP.WithZone("").AppendTo(b)
-		b = append(b, '"')
-	}
-	return append(b, "}\n"...)
+	return b
 }
 
 // appendAttempt appends one element of attempts.
