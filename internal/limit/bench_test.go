@@ -137,3 +137,31 @@ func BenchmarkReserveFive(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkReserveStable makes keys that are the same in every gateway.
+func BenchmarkReserveStable(b *testing.B) {
+	l := limiter(b, func(c *limit.Config) { fiveRules(c); c.Store.Kind = limit.KindRedis }, limit.Parts{Store: limit.NewMemory(1 << 16)})
+	req := request("a", 100)
+	now := noon
+	b.ReportAllocs()
+	for b.Loop() {
+		now = now.Add(time.Millisecond)
+		if _, err := l.Reserve(context.Background(), now, req); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkSpend(b *testing.B) {
+	l := limiter(b, fiveRules, limit.Parts{})
+	r, err := l.Reserve(context.Background(), noon, request("a", 100))
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := int64(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		n++
+		r.Spend(noon, n)
+	}
+}
