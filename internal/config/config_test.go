@@ -548,3 +548,36 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestExplainHidesSecrets(t *testing.T) {
+	t.Setenv("DSN", "postgres://u:first-secret@10.0.0.1/x?password=second-secret&sslmode=disable")
+	f := parse(t, `
+store:
+  sql:
+    databases:
+      - {dsn: "${DSN}", shards: 0-7}
+      - {dsn: "mysql://u:third/secret@me@unix(/run/mysql.sock)/x", replicas: ["mysql://u:fourth-secret@10.0.0.2/x"], shards: 8-15}
+fleet:
+  regions:
+    - name: eu
+      pools:
+        - {name: gpu, instances: ["http://10.0.0.1:8000"], upstream: {proxy: "http://u:fifth-secret@10.0.0.3:3128", headers: {X-Token: sixth-secret}}}
+`)
+	var b strings.Builder
+	if err := f.Explain(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"first", "second", "third", "secret@me", "fourth", "fifth", "sixth"} {
+		if strings.Contains(b.String(), secret) {
+			t.Errorf("%s... is shown in\n%s", secret, b.String())
+		}
+	}
+	for _, want := range []string{
+		`"postgres://u:(hidden)@10.0.0.1/x?password=(hidden)&sslmode=disable"`, `"mysql://u:(hidden)@unix(/run/mysql.sock)/x"`,
+		"[mysql://u:(hidden)@10.0.0.2/x]", `"http://u:(hidden)@10.0.0.3:3128"`, "upstream.headers.X-Token", "http://10.0.0.1:8000",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s is not in\n%s", want, b.String())
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,13 +15,17 @@ import (
 )
 
 // Explain writes every value in force with where it comes from: a line of the
-// file, an environment variable, or the default. Values of keys that hold
-// secrets do not occur in a configuration; their names and files do.
+// file, an environment variable, or the default. Passwords in addresses are hidden,
+// and so is what may hold a secret as a whole (the tag `secret`); otherwise a
+// configuration has the names and files of secrets alone.
 func (f *File) Explain(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	f.explain(tw, reflect.ValueOf(f).Elem(), "")
 	return tw.Flush()
 }
+
+// hidden stands for what is not shown.
+const hidden = "(hidden)"
 
 // explain writes the values below path.
 func (f *File) explain(w io.Writer, v reflect.Value, path string) {
@@ -41,6 +46,8 @@ func (f *File) explain(w io.Writer, v reflect.Value, path string) {
 			case !field.IsExported() || name == "-":
 			case field.Anonymous || strings.Contains(options, "inline"):
 				f.explain(w, v.Field(i), path)
+			case field.Tag.Get("secret") != "" && !v.Field(i).IsZero():
+				f.explainNames(w, v.Field(i), join(path, name))
 			default:
 				f.explain(w, v.Field(i), join(path, name))
 			}
@@ -60,18 +67,53 @@ func (f *File) explain(w io.Writer, v reflect.Value, path string) {
 	}
 }
 
+// explainNames writes that there are values at path, and not which.
+func (f *File) explainNames(w io.Writer, v reflect.Value, path string) {
+	if v.Kind() != reflect.Map {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", path, hidden, f.origin(path))
+		return
+	}
+	names := v.MapKeys()
+	slices.SortFunc(names, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+	for _, name := range names {
+		f.explainNames(w, v.MapIndex(name), join(path, name.String()))
+	}
+}
+
 // show renders one value as it would be written in the file.
 func show(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case time.Duration:
 		return x.String()
 	case string:
-		return strconv.Quote(x)
+		return strconv.Quote(withoutPassword(x))
 	case []string:
-		return "[" + strings.Join(x, ", ") + "]"
+		list := make([]string, len(x))
+		for i := range x {
+			list[i] = withoutPassword(x[i])
+		}
+		return "[" + strings.Join(list, ", ") + "]"
 	default:
 		return fmt.Sprint(x)
 	}
+}
+
+// passwords finds what stands behind the user in an address, up to the last @ of it,
+// because some forms take passwords as they are; and those among its parameters.
+var passwords = []*regexp.Regexp{
+	regexp.MustCompile(`^([a-zA-Z][a-zA-Z0-9+.-]*://[^:@/?#]*:)(.*)(@)`),
+	regexp.MustCompile(`(?i)([?&][a-z_]*(?:password|passwd|secret|token)=)([^&]*)()`),
+}
+
+// withoutPassword is an address that may be shown. What is none stays as it is.
+func withoutPassword(text string) string {
+	if !strings.Contains(text, "://") {
+		return text
+	}
+	for _, p := range passwords {
+		text = p.ReplaceAllString(text, "${1}"+hidden+"${3}")
+	}
+	return text
 }
 
 // From notes that the values at and below path come from elsewhere than the file,

@@ -23,7 +23,7 @@ type Config struct {
 	// Pass the client's own Authorization, x-api-key and Cookie on to the instances.
 	ForwardAuth bool `yaml:"forward_auth"`
 	// Header fields to add to each request.
-	Headers map[string]string `yaml:"headers"`
+	Headers map[string]string `yaml:"headers" secret:"values"`
 	// Ask for usage in every stream (stream_options.include_usage); taken out again when the client did not ask.
 	IncludeUsage bool `yaml:"include_usage"`
 	// Ask for answers in one piece as streams and put them together again: `auto` or `off`. Without it Spillway cannot see how fast the instance gives tokens, and learns its limit from streams alone. `auto` does it for chat and completions with one choice and known parameters, never in a pool with `provider: true`. Turn it off where the server's streams say less than its answers in one piece.
