@@ -567,7 +567,7 @@ fleet:
 	if err := f.Explain(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range []string{"first", "second", "third", "secret@me", "fourth", "fifth", "sixth"} {
+	for _, secret := range []string{"first-secret", "second-secret", "third", "secret@me", "fourth", "fifth-", "sixth"} {
 		if strings.Contains(b.String(), secret) {
 			t.Errorf("%s... is shown in\n%s", secret, b.String())
 		}
