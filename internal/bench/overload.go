@@ -71,7 +71,10 @@ func OverloadSystems() []string {
 const ExcerptTrace = "azure-2023-conv-excerpt"
 
 // arenaTrace is the trace whose tenants are unequal.
-const arenaTrace = "arena-27clients"
+const (
+	arenaTrace = "arena-27clients"
+	arenaPath  = "trace/" + arenaTrace + ".csv.gz"
+)
 
 // arena is the copy of it that ships in the binary.
 //
@@ -247,7 +250,7 @@ func (o *Overload) source() (load.Trace, fs.FS, error) {
 		}
 	}
 	if o.Trace == arenaTrace {
-		t.Path = "trace/" + arenaTrace + ".csv.gz"
+		t.Path = arenaPath
 		return t, arena, nil
 	}
 	return t, nil, fmt.Errorf("no trace %s in %s (SPILLWAY_DATA names the folder); %s and %s are built in", o.Trace, data, ExcerptTrace, arenaTrace)

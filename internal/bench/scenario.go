@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -40,6 +41,9 @@ func Scenarios() []Scenario {
 		{Name: "reload", About: "configuration reloads and an instance list that flaps every second, under load", Duration: 20 * time.Second, Count: 10, Counted: "reloads", play: playReload},
 		{Name: "leave", About: "clients that leave: before the first token, in mid-stream, in silence, with an answer pending", Count: 200, Counted: "clients for each way to leave", play: playLeave},
 		{Name: "herd", About: "a thousand clients ask the same question at once; one leaves, the server is killed: one generation, or two", Count: 1000, Counted: "clients", play: playHerd},
+		{Name: "tenants", About: "the 27 clients of the arena trace, each with a key and a limit of its own: everybody gets what is configured", Duration: 60 * time.Second, play: playTenants},
+		{Name: "refunds", About: "a third of the clients of streams leave: ledger, access log and limits agree to the token", Count: 1000, Counted: "streams", play: playRefunds},
+		{Name: "canary", About: "one answer of twenty of an experiment's arm is an error: it rolls back by itself", Duration: 60 * time.Second, play: playCanary},
 		{Name: "soak", About: "fault-free streams, none of which may break", Count: 100_000, Counted: "streams", play: playSoak},
 	}
 }
@@ -236,6 +240,7 @@ func (r *rig) config(name string, rate float64, length time.Duration) load.Confi
 type job struct {
 	cfg   load.Config
 	hooks []load.Hook
+	files fs.FS // that have its trace; nil are those of the system
 }
 
 // play runs loads at the same time, adds them to the report and returns them in
@@ -244,7 +249,7 @@ func (r *rig) play(ctx context.Context, jobs ...job) ([]load.System, error) {
 	systems, errs := make([]load.System, len(jobs)), make([]error, len(jobs))
 	var wg sync.WaitGroup
 	for i, j := range jobs {
-		opts := load.Options{Hooks: j.hooks}
+		opts := load.Options{Hooks: j.hooks, FS: j.files}
 		if i == 0 {
 			opts.Progress = r.Show
 		}
