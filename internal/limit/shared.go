@@ -10,9 +10,10 @@ import (
 // How a shared store is watched.
 const (
 	beatEvery = time.Second
-	beatTime  = time.Second // for one
-	tripAfter = 3           // faults in a row: then the store rests until a beat goes well
-	fewAfter  = 5           // beats with fewer gateways in a row: then there are fewer
+	beatAgain = 250 * time.Millisecond // while the store rests
+	beatTime  = time.Second            // for one
+	tripAfter = 3                      // faults in a row: then the store rests until a beat goes well
+	fewAfter  = 5                      // beats with fewer gateways in a row: then there are fewer
 )
 
 // shared stands in front of a store that gateways share: it knows how many they are,
@@ -64,14 +65,19 @@ func (s *shared) rest(err error) {
 
 // watch beats until ctx ends.
 func (s *shared) watch(ctx context.Context) {
-	tick := time.NewTicker(beatEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		s.beat(ctx)
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-timer.C:
+		}
+		s.beat(ctx)
+		if s.resting.Load() {
+			timer.Reset(beatAgain)
+		} else {
+			timer.Reset(beatEvery)
 		}
 	}
 }

@@ -25,14 +25,14 @@ const (
 // much each time when it was used up within a lease, nothing again when it was not. What
 // is too little goes back with the next call.
 type credit struct {
-	have     int64 // nanoseconds of the bucket's time
-	until    int64 // when it ends, Unix nanoseconds
-	extra    int64 // what was taken ahead the last time
-	asked    int64 // when, Unix nanoseconds
-	full     int64 // when the bucket would be full, as last heard, Unix nanoseconds
-	asking   bool  // a call is under way
-	denied   int64 // until when asking is of no use, Unix nanoseconds
-	deniedAt int64 // for costs of at least so much
+	have     int64         // nanoseconds of the bucket's time
+	until    int64         // when it ends, Unix nanoseconds
+	extra    int64         // what was taken ahead the last time
+	asked    int64         // when, Unix nanoseconds
+	full     int64         // when the bucket would be full, as last heard, Unix nanoseconds
+	asking   chan struct{} // closed when the call that is under way has ended; nil: none is
+	denied   int64         // until when asking is of no use, Unix nanoseconds
+	deniedAt int64         // for costs of at least so much
 }
 
 // credits are what this gateway holds, bounded.
@@ -82,54 +82,88 @@ func (s *Store) lend(ctx context.Context, now time.Time, asks []limit.Ask) (bool
 	t := now.UnixNano()
 	var space [8]want
 	lacking := space[:0]
-	used, refused := 0, false
-	for ; used < len(asks) && !refused; used++ {
-		a := &asks[used]
+	for i := range asks {
+		a := &asks[i]
 		if a.Kind == limit.Held {
 			lacking = append(lacking, want{ask: a})
 			continue
 		}
-		s.credits.with(a.Key, func(c *credit) {
-			switch {
-			case c.until > t && c.have >= a.Cost:
-				c.have -= a.Cost
-				a.State = max(0, c.full-t-c.have)
-			case c.denied > t && a.Cost >= c.deniedAt:
-				a.State, refused = max(c.full-t, a.Size-a.Room+c.denied-t), true
-			default:
-				lacking = append(lacking, c.want(s, a, t))
+		// Who has to wait for another's call must have none to make that others wait for.
+		w, answer := s.use(ctx, a, t, len(lacking) == 0)
+		switch answer {
+		case denied:
+			s.undo(asks[:i], lacking)
+			for j := i + 1; j < len(asks); j++ {
+				asks[j].State = -1 // nobody looked at it
 			}
-		})
-	}
-	if refused {
-		s.undo(asks[:used-1], lacking)
-		unknown(asks[used:])
-		return false, nil
+			return false, nil
+		case lacks:
+			lacking = append(lacking, w)
+		}
 	}
 	if len(lacking) == 0 {
 		s.local.Add(1)
 		return true, nil
 	}
 	ok, err := s.charge(ctx, lacking)
+	if err == nil {
+		for i := range lacking {
+			if w := &lacking[i]; w.ask.Kind == limit.Metered {
+				s.credits.with(w.ask.Key, func(c *credit) { c.heard(s, w, ok, t) })
+			}
+		}
+	}
 	if err != nil || !ok {
 		s.undo(asks, lacking)
 	}
-	if err != nil {
-		return false, err
-	}
-	for i := range lacking {
-		if w := &lacking[i]; w.ask.Kind == limit.Metered {
-			s.credits.with(w.ask.Key, func(c *credit) { c.heard(s, w, ok, t) })
-		}
-	}
-	return ok, nil
+	return ok && err == nil, err
 }
 
-// unknown marks asks that nobody looked at.
-func unknown(asks []limit.Ask) {
-	for i := range asks {
-		asks[i].State = -1
+// answer is what a bucket's credit says of an ask.
+type answer uint8
+
+// The answers.
+const (
+	used   answer = iota // the credit was enough
+	denied               // the bucket is known to be empty
+	lacks                // Redis must be asked
+)
+
+// use takes an ask from what is held. Where another request asks Redis for the same
+// bucket it may wait for what that one brings: of a burst one call is made, not one for
+// each. It waits no longer than for Redis itself.
+func (s *Store) use(ctx context.Context, a *limit.Ask, t int64, mayWait bool) (w want, got answer) {
+	var wait chan struct{}
+	look := func(c *credit) {
+		wait = nil
+		switch {
+		case c.until > t && c.have >= a.Cost:
+			c.have -= a.Cost
+			a.State, got = max(0, c.full-t-c.have), used
+		case c.denied > t && a.Cost >= c.deniedAt:
+			a.State, got = max(c.full-t, a.Size-a.Room+c.denied-t), denied
+		case c.asking != nil && mayWait:
+			wait = c.asking
+		default:
+			w, got = c.want(s, a, t), lacks
+		}
 	}
+	if s.credits.with(a.Key, look); wait == nil {
+		return w, got
+	}
+	timer := time.NewTimer(s.timeout)
+	defer timer.Stop()
+	for wait != nil {
+		select {
+		case <-wait:
+		case <-timer.C:
+			mayWait = false
+		case <-ctx.Done():
+			mayWait = false
+		}
+		s.credits.with(a.Key, look)
+	}
+	return w, got
 }
 
 // want is what to ask Redis for, where what is held is not enough or has ended. That
@@ -137,10 +171,10 @@ func unknown(asks []limit.Ask) {
 func (c *credit) want(s *Store, a *limit.Ask, t int64) want {
 	w := want{ask: a}
 	w.back, c.have = c.have, 0
-	if c.asking {
+	if c.asking != nil {
 		return w // one call takes ahead, not all of a burst
 	}
-	w.credit, c.asking = c, true
+	w.credit, c.asking = c, make(chan struct{})
 	if t-c.asked < int64(s.lease) {
 		w.extra = min(max(2*c.extra, a.Cost), int64(s.lease)/s.gateways.Load())
 	}
@@ -150,7 +184,7 @@ func (c *credit) want(s *Store, a *limit.Ask, t int64) want {
 // heard notes what Redis said.
 func (c *credit) heard(s *Store, w *want, ok bool, t int64) {
 	if w.credit == c {
-		c.asking = false
+		c.ended()
 	}
 	c.full = t + w.ask.State
 	// Of a bucket that is empty the next call is worth a part of what it can hold, so
@@ -176,6 +210,14 @@ func (c *credit) heard(s *Store, w *want, ok bool, t int64) {
 	w.ask.State = max(0, w.ask.State-c.have)
 }
 
+// ended notes that the call of this bucket has ended, and wakes who waits for it.
+func (c *credit) ended() {
+	if c.asking != nil {
+		close(c.asking)
+		c.asking = nil
+	}
+}
+
 // refunded notes that a bucket has more room than it had.
 func (c *credits) refunded(k limit.Key) {
 	c.with(k, func(c *credit) { c.denied = 0 })
@@ -193,7 +235,7 @@ func (s *Store) undo(asks []limit.Ask, lacking []want) {
 				case !lacks:
 					c.have += a.Cost
 				case lacking[next].credit == c:
-					c.asking = false
+					c.ended()
 				}
 			})
 		}

@@ -53,7 +53,15 @@ func dial(t testing.TB, addrs ...string) *store.Client {
 		t.Fatal(err)
 	}
 	runs(t, client.Run)
-	testkit.Eventually(t, "Redis answers", func() bool { return client.Err() == nil })
+	one := redis.New(client, settings(limit.ModeExact))
+	testkit.Eventually(t, "all connections are there", func() bool {
+		for i := range uint64(20) {
+			if _, err := one.Take(context.Background(), time.Now(), []limit.Ask{{Key: limit.Key{i, i << 60}, Name: "first", Cost: 1, Room: 1, Size: 1}}); err != nil {
+				return false
+			}
+		}
+		return true
+	})
 	return client
 }
 
@@ -226,23 +234,66 @@ func TestRedisKilledMidRun(t *testing.T) {
 
 // TestStoppedServer: a server that is silent costs a time-out a few times, not each.
 func TestStoppedServer(t *testing.T) {
+	for _, mode := range []string{limit.ModeExact, limit.ModeLease} {
+		t.Run(mode, func(t *testing.T) {
+			s := redistest.Start(t)
+			set := settings(mode)
+			set.Timeout = 5 * time.Millisecond
+			l := gateway(t, dial(t, s.Addr()), set, limit.Rule{Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 1000, Per: time.Second}}})
+			reserve := func(tenant string) {
+				if _, err := l.Reserve(context.Background(), time.Now(), request(tenant)); err != nil {
+					t.Errorf("refused by the gateway's own share: %v", err)
+				}
+			}
+			reserve("a")
+			s.Stop()
+			defer s.Continue()
+			var wg sync.WaitGroup
+			for i := range 4 {
+				wg.Go(func() {
+					for j := range 200 {
+						reserve(fmt.Sprint(i, j%3))
+					}
+				})
+			}
+			wg.Wait()
+			if faults := gauge(t, l, "spillway_limit_store_faults_total"); faults < 1 || faults > 20 {
+				t.Errorf("%v faults, want a few: %v", faults, metric(t, l))
+			}
+			s.Continue()
+			testkit.Eventually(t, "Redis is used again", func() bool { return gauge(t, l, "spillway_limit_store_resting") == 0 })
+		})
+	}
+}
+
+// TestOneCallOfABurst: of requests that come at once, one asks Redis for a bucket and
+// the others wait for what it brings.
+func TestOneCallOfABurst(t *testing.T) {
 	s := redistest.Start(t)
-	set := settings(limit.ModeExact)
-	set.Timeout = 5 * time.Millisecond
-	l := gateway(t, dial(t, s.Addr()), set, limit.Rule{Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 1000, Per: time.Second}}})
-	l.Reserve(t.Context(), time.Now(), request("a"))
-	s.Stop()
-	defer s.Continue()
-	for range 500 {
-		if _, err := l.Reserve(t.Context(), time.Now(), request("a")); err != nil {
-			t.Fatalf("refused by the gateway's own share: %v", err)
+	one := redis.New(dial(t, s.Addr()), settings(limit.ModeLease))
+	ask := limit.Ask{Key: limit.Key{1, 2}, Name: "x", Cost: int64(time.Millisecond), Room: int64(time.Millisecond), Size: int64(time.Hour)}
+	for range 3 { // the demand is seen
+		if ok, err := one.Take(t.Context(), time.Now(), []limit.Ask{ask}); !ok || err != nil {
+			t.Fatalf("Take = %v, %v", ok, err)
 		}
 	}
-	if faults := gauge(t, l, "spillway_limit_store_faults_total"); faults < 3 || faults > 10 {
-		t.Errorf("%v faults, want about 3", faults)
+	before := metric(t, one)["spillway_limit_redis_calls_total"]
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			for range 20 {
+				if ok, err := one.Take(context.Background(), time.Now(), []limit.Ask{ask}); !ok || err != nil {
+					t.Errorf("Take = %v, %v", ok, err)
+				}
+			}
+		})
 	}
-	s.Continue()
-	testkit.Eventually(t, "Redis is used again", func() bool { return gauge(t, l, "spillway_limit_store_resting") == 0 })
+	wg.Wait()
+	if calls := metric(t, one)["spillway_limit_redis_calls_total"] - before; calls > 100 {
+		t.Errorf("%v calls for 1000 requests", calls)
+	} else {
+		t.Logf("%v calls for 1000 requests", calls)
+	}
 }
 
 // TestCrashedGateway: what it held comes back by itself, as Redis counts.
