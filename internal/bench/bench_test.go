@@ -50,9 +50,10 @@ func TestScenarios(t *testing.T) {
 		opts     bench.Options
 		verdicts int
 	}{
-		"kill":   {bench.Options{Duration: 6 * time.Second}, 4},
-		"reload": {bench.Options{Duration: 6 * time.Second, Count: 3}, 6},
-		"leave":  {bench.Options{Count: 20}, 16},
+		"kill":    {bench.Options{Duration: 6 * time.Second}, 4},
+		"reload":  {bench.Options{Duration: 6 * time.Second, Count: 3}, 6},
+		"leave":   {bench.Options{Count: 20}, 16},
+		"refunds": {bench.Options{Count: 60}, 7},
 	}
 	binary, err := bench.Binary()
 	if err != nil {
