@@ -133,7 +133,6 @@ func restartKeys(old, now *config.File) (changed []string) {
 		"cache.sql":            old.Cache.SQL != now.Cache.SQL,
 		"cache.fill":           old.Cache.Fill.Queue != now.Cache.Fill.Queue || old.Cache.Fill.Bytes != now.Cache.Fill.Bytes,
 		"identity.sql":         old.Identity.SQL != now.Identity.SQL,
-		"limit.max_entries":    old.Limit.MaxEntries != now.Limit.MaxEntries,
 		"limit.store":          old.Limit.Store != now.Limit.Store,
 		"usage.ledger.enabled": old.Usage.Ledger.Enabled != now.Usage.Ledger.Enabled,
 		"telemetry.log.format": old.Telemetry.Log.Format != now.Telemetry.Log.Format,

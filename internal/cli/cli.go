@@ -71,7 +71,7 @@ runs.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(
-		newServe(env), newCheck(env), newExplain(env), newEngine(env), newLoad(env), newDemo(env), newBench(env), newEmergency(env), newCache(env), newRoute(env), newExperiment(env), newKey(env), newVersion(env),
+		newServe(env), newCheck(env), newExplain(env), newEngine(env), newLoad(env), newDemo(env), newBench(env), newEmergency(env), newCache(env), newRoute(env), newUsage(env), newExperiment(env), newKey(env), newVersion(env),
 	)
 	for _, c := range root.Commands() {
 		usageErrors(c)

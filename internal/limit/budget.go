@@ -63,7 +63,7 @@ func (b *budget) subject(req *inference.Request) (s Subject) {
 		case byKey:
 			s.Key = req.Key
 		case byModel:
-			s.Model = model(req)
+			s.Model = req.Model
 		}
 	}
 	return s

@@ -95,8 +95,8 @@ func TestSubjects(t *testing.T) {
 	l := rules(t, limit.Rule{Name: "one", By: []string{"model"}, Requests: per(1, time.Hour, 1)})
 	reserve(t, l, noon, base())
 	steered := base()
-	steered.Asked, steered.Model = "m", "another"
-	refused(t, l, noon, steered, "rate_requests") // the client still asks for m
+	steered.Asked, steered.Model = "another", steered.Model
+	refused(t, l, noon, steered, "rate_requests") // what was asked for is another's matter: m is what will run
 }
 
 func TestOnly(t *testing.T) {

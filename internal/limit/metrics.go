@@ -71,17 +71,19 @@ func (l *Limiter) Collect(ch chan<- prometheus.Metric) {
 			gauge(d.held, float64(c.held))
 		}
 	}
-	if l.shared == nil {
-		return
+	s := l.shared
+	if s == nil {
+		s = &shared{} // nobody shares anything
+		s.gateways.Store(1)
 	}
-	count(d.faults, l.shared.faults.Load())
-	count(d.fallbacks, l.shared.fallbacks.Load())
+	count(d.faults, s.faults.Load())
+	count(d.fallbacks, s.fallbacks.Load())
 	resting := 0.0
-	if l.shared.resting.Load() {
+	if s.resting.Load() {
 		resting = 1
 	}
 	gauge(d.fallback, resting)
-	gauge(d.gateways, float64(l.shared.gateways.Load()))
+	gauge(d.gateways, float64(s.gateways.Load()))
 	if c, ok := l.parts.Store.(prometheus.Collector); ok {
 		c.Collect(ch)
 	}

@@ -185,18 +185,10 @@ func (q *quotas) compile(quota inference.Quota) *rule {
 	return r
 }
 
-// model is the model as the client knows it.
-func model(req *inference.Request) string {
-	if req.Asked != "" {
-		return req.Asked
-	}
-	return req.Model
-}
-
 // matches says whether the rule is for a request.
 func (r *rule) matches(req *inference.Request) bool {
 	return (r.classes == 0 || r.classes&(1<<req.Class) != 0) && (r.surfaces == 0 || r.surfaces&(1<<req.Surface) != 0) &&
-		anyMatches(r.only.Tenants, req.Tenant) && anyMatches(r.only.Keys, req.Key) && anyMatches(r.only.Models, model(req))
+		anyMatches(r.only.Tenants, req.Tenant) && anyMatches(r.only.Keys, req.Key) && anyMatches(r.only.Models, req.Model)
 }
 
 // anyMatches says whether a name matches one of the patterns, or there are none.
@@ -252,7 +244,7 @@ func (p *parts) of(i int) Key {
 	case byTenant:
 		*k = p.hash.text(p.req.Tenant)
 	case byModel:
-		*k = p.hash.text(model(p.req))
+		*k = p.hash.text(p.req.Model)
 	case bySurface:
 		*k = Key{uint64(p.req.Surface), 3}
 	case byClass:

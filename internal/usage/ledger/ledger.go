@@ -93,8 +93,8 @@ type Amount struct {
 // Tokens are those that budgets count.
 func (a Amount) Tokens() int64 { return a.Prompt + a.Output }
 
-// add adds another amount.
-func (a *Amount) add(b Amount) {
+// Add adds another amount.
+func (a *Amount) Add(b Amount) {
 	a.Requests += b.Requests
 	a.Prompt += b.Prompt
 	a.Cached += b.Cached
@@ -214,7 +214,7 @@ func (l *Ledger) Observe(rec *inference.Record) {
 			sum = l.mu.waiting[r]
 		}
 	}
-	sum.add(a)
+	sum.Add(a)
 	l.mu.waiting[r] = sum
 }
 

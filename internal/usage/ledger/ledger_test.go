@@ -206,6 +206,8 @@ func TestABatchCountsOnce(t *testing.T) {
 			l.Observe(record("warm", "", "m", 1, 0))
 			l.spends(t, subject{Tenant: "warm"}, today, 1)
 			var total int64
+			pace := time.NewTicker(20 * time.Millisecond) // a flush comes every fifth time
+			defer pace.Stop()
 			for i := range 60 {
 				n := 1 + rand.Int64N(100)
 				l.Observe(record(fmt.Sprint("t", i%5), "", "m", n, 0))
@@ -213,7 +215,7 @@ func TestABatchCountsOnce(t *testing.T) {
 				if i%3 == 0 {
 					proxy.Cut()
 				}
-				time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond)
+				<-pace.C
 			}
 			testkit.Eventually(t, "all is written", func() bool { return l.Waiting() == 0 })
 			entries, err := l.Entries(t.Context(), today, today)
