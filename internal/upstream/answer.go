@@ -126,6 +126,9 @@ func (a *Answer) failure(status int, body []byte) *inference.Failure {
 			head.Status = impliedStatus(e)
 		}
 		f.Head, f.Body = &head, bytes.Clone(body)
+		if key := a.pool.key; key != "" { // some servers repeat what they were shown, and this one is not the client's
+			f.Body = bytes.ReplaceAll(f.Body, []byte(key), []byte("(hidden)"))
+		}
 	}
 	return f
 }
