@@ -140,7 +140,7 @@ func New(file *config.File, opts Options) (*App, error) {
 	if a.databases != nil {
 		a.registry.MustRegister(databaseStats{a.databases})
 	}
-	a.registry.MustRegister(a.keys, a.limiter, a.steering.experiments, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
+	a.registry.MustRegister(a.keys, a.limiter, a.steering, a.steering.experiments, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
 	if err := a.apply(file); err != nil {
 		return nil, err
 	}

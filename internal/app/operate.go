@@ -37,9 +37,6 @@ func newGauges(a *App) prometheus.Collector {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "spillway_upstream_idle_connections", Help: "Idle connections to instances.",
 		}, func() float64 { return float64(a.upstream.Idle()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "spillway_route_rule_failures_total", Help: "Expressions of rules that failed on a request, and counted as not true.",
-		}, func() float64 { return float64(a.steering.failures()) }),
 		ledgerGauge(a, "waiting_rows", "Rows of the ledger that are not written yet.", func() float64 { return float64(a.ledger.Waiting()) }),
 		ledgerGauge(a, "write_faults", "Flushes of the ledger that have failed since the start.", func() float64 { return float64(a.ledger.Faults()) }),
 		ledgerGauge(a, "folded_requests", "Requests that count under another model than their own, because too many rows waited.", func() float64 { return float64(a.ledger.Folded()) }),

@@ -3,8 +3,11 @@ package app
 import (
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/inference"
@@ -21,6 +24,7 @@ type steering struct {
 	rules       atomic.Pointer[rule.Set]
 	failed      atomic.Int64 // expressions of rules that were replaced
 	experiments *experiment.Set
+	counts      sync.Map // of *atomic.Int64, by rule; a rule that is gone keeps its own
 }
 
 // maxTenants bounds the tenants whose behaviour is known.
@@ -42,7 +46,7 @@ func newSteering(file *config.File, keep experiment.Keep, log *slog.Logger) (*st
 
 // applyRules replaces the rules, or changes nothing.
 func (s *steering) applyRules(file *config.File) error {
-	parts := rule.Parts{Places: s.places, Behaviour: s.behaviour, DefaultRegion: file.Route.Geo.DefaultRegion}
+	parts := rule.Parts{Places: s.places, Behaviour: s.behaviour, DefaultRegion: file.Route.Geo.DefaultRegion, Count: s.count}
 	set, err := rule.New(file.Route.Rules, parts)
 	if err != nil {
 		return err
@@ -51,6 +55,30 @@ func (s *steering) applyRules(file *config.File) error {
 		s.failed.Add(old.Failed())
 	}
 	return nil
+}
+
+// count is where the decisions of a rule are counted, over reloads.
+func (s *steering) count(rule string) *atomic.Int64 {
+	n, _ := s.counts.LoadOrStore(rule, new(atomic.Int64))
+	return n.(*atomic.Int64)
+}
+
+// Names of the metrics of rules.
+var (
+	ruleDecisions = prometheus.NewDesc("spillway_route_rule_decisions_total", "Requests that a rule has decided, or had a part in.", []string{"rule"}, nil)
+	ruleFailures  = prometheus.NewDesc("spillway_route_rule_failures_total", "Expressions of rules that failed on a request, and counted as not true.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (s *steering) Describe(ch chan<- *prometheus.Desc) { ch <- ruleDecisions; ch <- ruleFailures }
+
+// Collect implements prometheus.Collector.
+func (s *steering) Collect(ch chan<- prometheus.Metric) {
+	s.counts.Range(func(rule, n any) bool {
+		ch <- prometheus.MustNewConstMetric(ruleDecisions, prometheus.CounterValue, float64(n.(*atomic.Int64).Load()), rule.(string))
+		return true
+	})
+	ch <- prometheus.MustNewConstMetric(ruleFailures, prometheus.CounterValue, float64(s.failures()))
 }
 
 // failures is how many expressions have failed at run time.

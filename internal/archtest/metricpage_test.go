@@ -109,7 +109,7 @@ func serving(t *testing.T) *prometheus.Registry {
 	file, err := config.Parse("test.yaml", fmt.Appendf(nil, `
 usage: {access_log: "off"}
 store: {directory: %q}
-route: {experiments: [{name: e, arms: [{name: a}, {name: b}]}]}
+route: {rules: [{name: r, then: {region: a}}], experiments: [{name: e, arms: [{name: a}, {name: b}]}]}
 fleet: {regions: [{name: a, pools: [{name: b, instances: ["http://%s"], models: [sim], metrics: {kind: vllm, interval: 100ms}}]}]}
 `, t.TempDir(), upstream.Addr()))
 	if err != nil {

@@ -50,6 +50,9 @@ type Parts struct {
 	// DefaultRegion is preferred for clients without a place, when no rule decides; ""
 	// is none.
 	DefaultRegion string
+	// Count is where the requests are counted that a rule has decided; nil counts
+	// nowhere. It is asked once for each rule.
+	Count func(rule string) *atomic.Int64
 }
 
 // Set is the compiled rules.
@@ -65,7 +68,8 @@ type Set struct {
 // compiled is one rule, ready to be asked.
 type compiled struct {
 	Rule
-	*Condition // nil: it is always true
+	*Condition               // nil: it is always true
+	decided    *atomic.Int64 // requests
 }
 
 // Condition is one compiled expression. It is safe for concurrent use.
@@ -121,7 +125,11 @@ func New(rules []Rule, parts Parts) (*Set, error) {
 		if c != nil {
 			s.needs |= c.needs
 		}
-		s.rules = append(s.rules, compiled{r, c})
+		one := compiled{r, c, new(atomic.Int64)}
+		if parts.Count != nil {
+			one.decided = parts.Count(r.Name)
+		}
+		s.rules = append(s.rules, one)
 	}
 	if parts.DefaultRegion != "" {
 		s.lost = &route.Action{Region: parts.DefaultRegion}
@@ -164,6 +172,7 @@ func (s *Set) Steer(now time.Time, req *inference.Request) (d route.Decision) {
 		if r.Condition != nil && !s.holds(sc, r.Condition) {
 			continue
 		}
+		r.decided.Add(1)
 		if d.Action == nil {
 			d.Rule, d.Action = r.Name, &r.Then
 		} else {

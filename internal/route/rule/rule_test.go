@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -165,6 +166,23 @@ func TestTheFirstRuleDecides(t *testing.T) {
 	}
 	if d := set(t, rule.Parts{}).Steer(friday, request()); d.Action != nil || d.Rule != "" {
 		t.Errorf("no rules: got %+v", d)
+	}
+}
+
+func TestDecisionsAreCounted(t *testing.T) {
+	counts := make(map[string]*atomic.Int64)
+	parts := rule.Parts{Count: func(name string) *atomic.Int64 {
+		counts[name] = new(atomic.Int64)
+		return counts[name]
+	}}
+	s := set(t, parts, rule.Rule{Name: "none", When: `model == "x"`, Then: there("eu")},
+		rule.Rule{Name: "mark", When: `stream`, Then: there("eu"), Continue: true}, rule.Rule{Name: "go", Then: there("us")})
+	s.Steer(friday, request())
+	s.Steer(friday, &inference.Request{Body: []byte("{}")})
+	for name, want := range map[string]int64{"none": 0, "mark": 1, "go": 2} {
+		if got := counts[name].Load(); got != want {
+			t.Errorf("%s has decided %d times, want %d", name, got, want)
+		}
 	}
 }
 
