@@ -112,6 +112,10 @@ func resultOf(rec *inference.Record) result {
 			return failed
 		}
 		return answered
+	case inference.CodeOverloaded:
+		if rec.Shadow && len(rec.Attempts) == 0 { // a copy waits for nobody: that it found no room says nothing
+			return excluded
+		}
 	case inference.CodeCanceled:
 		return canceled
 	case inference.CodeInvalidRequest, inference.CodeUnauthorized, inference.CodeModelNotFound, inference.CodeNotFound,

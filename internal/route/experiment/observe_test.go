@@ -32,14 +32,17 @@ func TestWhatCounts(t *testing.T) {
 		change func(*inference.Record)
 		want   counts
 	}{
-		"an answer":              {func(*inference.Record) {}, counts{requests: 1, ttft: 1, tokens: 1}},
-		"a stream":               {func(r *inference.Record) { r.Gaps.Observe(time.Millisecond) }, counts{requests: 1, ttft: 1, tokens: 1, itl: 1}},
-		"no first token":         {func(r *inference.Record) { r.TTFT = 0 }, counts{requests: 1, tokens: 1}},
-		"a broken off one":       {func(r *inference.Record) { r.Complete = false }, counts{requests: 1, failures: 1, faults: 1, ttft: 1}},
-		"an error":               {func(r *inference.Record) { r.Code, r.TTFT, r.Complete = inference.CodeUpstreamError, 0, false }, counts{requests: 1, failures: 1, faults: 1}},
-		"overloaded":             {func(r *inference.Record) { r.Code, r.TTFT, r.Attempts = inference.CodeOverloaded, 0, nil }, counts{requests: 1, failures: 1, faults: 1}},
-		"saved by a retry":       {func(r *inference.Record) { r.Attempts = broken }, counts{requests: 1, faults: 1, ttft: 1, tokens: 1}},
-		"canceled":               {func(r *inference.Record) { r.Code = inference.CodeCanceled }, counts{canceled: 1}},
+		"an answer":        {func(*inference.Record) {}, counts{requests: 1, ttft: 1, tokens: 1}},
+		"a stream":         {func(r *inference.Record) { r.Gaps.Observe(time.Millisecond) }, counts{requests: 1, ttft: 1, tokens: 1, itl: 1}},
+		"no first token":   {func(r *inference.Record) { r.TTFT = 0 }, counts{requests: 1, tokens: 1}},
+		"a broken off one": {func(r *inference.Record) { r.Complete = false }, counts{requests: 1, failures: 1, faults: 1, ttft: 1}},
+		"an error":         {func(r *inference.Record) { r.Code, r.TTFT, r.Complete = inference.CodeUpstreamError, 0, false }, counts{requests: 1, failures: 1, faults: 1}},
+		"overloaded":       {func(r *inference.Record) { r.Code, r.TTFT, r.Attempts = inference.CodeOverloaded, 0, nil }, counts{requests: 1, failures: 1, faults: 1}},
+		"saved by a retry": {func(r *inference.Record) { r.Attempts = broken }, counts{requests: 1, faults: 1, ttft: 1, tokens: 1}},
+		"canceled":         {func(r *inference.Record) { r.Code = inference.CodeCanceled }, counts{canceled: 1}},
+		"a copy without room": {func(r *inference.Record) {
+			r.Code, r.TTFT, r.Attempts, r.Shadow = inference.CodeOverloaded, 0, nil, true
+		}, counts{excluded: 1}},
 		"the client's mistake":   {func(r *inference.Record) { r.Code = inference.CodeInvalidRequest }, counts{excluded: 1}},
 		"rate limited":           {func(r *inference.Record) { r.Code = inference.CodeRateLimited }, counts{excluded: 1}},
 		"a hit":                  {func(r *inference.Record) { r.Cache, r.Attempts = inference.CacheHit, nil }, counts{cached: 1}},
