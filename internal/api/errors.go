@@ -90,11 +90,13 @@ func errorBody(surface inference.Surface, e *inference.Error, requestID string) 
 const maxPatience = 60 * time.Second
 
 // setErrorHeader writes what tells a client whether and when to try again, and
-// how long the server took to say so. Retry-After is never 0: some SDKs take that
-// as "at once".
+// how long the server took to say so, but to those who may be guessing keys. Retry-After
+// is never 0: some SDKs take that as "at once".
 func setErrorHeader(h http.Header, e *inference.Error, took time.Duration) {
 	set := func(name, value string) { h[name] = []string{value} }
-	set("X-Spillway-Server-Ms", strconv.FormatFloat(float64(took)/float64(time.Millisecond), 'f', 3, 64))
+	if e.Code != inference.CodeUnauthorized {
+		set("X-Spillway-Server-Ms", strconv.FormatFloat(float64(took)/float64(time.Millisecond), 'f', 3, 64))
+	}
 	for _, f := range e.Fields {
 		set(f.Name, f.Value)
 	}
