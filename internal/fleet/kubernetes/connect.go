@@ -146,6 +146,9 @@ func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	res, err := t.RoundTrip(req)
+	if a, ok := req.Context().Value(attemptKey{}).(*attempt); ok {
+		a.err = err
+	}
 	if err != nil {
 		if req.Context().Err() == nil {
 			d.shut(t)
@@ -157,6 +160,13 @@ func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	return res, nil
 }
+
+// attempt is what became of a request's connection: of a watch whose connection
+// breaks before the answer client-go makes a watch that ends, which is no error.
+type attempt struct{ err error }
+
+// attemptKey is the key of a request's attempt in its context.
+type attemptKey struct{}
 
 // open is the transport.
 func (d *door) open() (*http.Transport, error) {

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -78,7 +79,9 @@ func (k *kind) reflector(ctx context.Context, n *connection) (*cache.Reflector, 
 	params := runtime.NewParameterCodec(scheme())
 	ask := func(o *meta.ListOptions, suffix string) *rest.Request {
 		o.LabelSelector = k.selector
-		req := client.Get().Namespace(n.namespace).Resource(k.resource).SpecificallyVersionedParams(o, params, schema.GroupVersion{Version: "v1"})
+		// The reflector tries again; the client's own tries would hide an outage for
+		// seconds.
+		req := client.Get().MaxRetries(0).Namespace(n.namespace).Resource(k.resource).SpecificallyVersionedParams(o, params, schema.GroupVersion{Version: "v1"})
 		if k.as != "" {
 			req.SetHeader("Accept", "application/json;as="+k.as+suffix+";g=meta.k8s.io;v=v1")
 		}
@@ -94,8 +97,9 @@ func (k *kind) reflector(ctx context.Context, n *connection) (*cache.Reflector, 
 		},
 		WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
 			o.Watch = true
-			w, err := ask(&o, "").Timeout(time.Duration(*o.TimeoutSeconds) * time.Second).Watch(ctx)
-			k.outage.note(ctx, &o, err)
+			var a attempt
+			w, err := ask(&o, "").Timeout(time.Duration(*o.TimeoutSeconds) * time.Second).Watch(context.WithValue(ctx, attemptKey{}, &a))
+			k.outage.note(ctx, &o, cmp.Or(err, a.err))
 			return w, err
 		},
 	}
