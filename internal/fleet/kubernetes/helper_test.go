@@ -136,3 +136,17 @@ func read(t *testing.T, path string) string {
 	}
 	return string(data)
 }
+
+// exampleKubeconfig leads to a server that asks for nothing.
+func exampleKubeconfig(server string) (path string, remove func()) {
+	dir, err := os.MkdirTemp("", "kubeconfig")
+	if err != nil {
+		panic(err)
+	}
+	path = filepath.Join(dir, "kubeconfig")
+	text := `{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: "` + server + `"}}], contexts: [{name: c, context: {cluster: c}}]}`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		panic(err)
+	}
+	return path, func() { os.RemoveAll(dir) }
+}
