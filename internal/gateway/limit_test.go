@@ -265,3 +265,50 @@ func TestCopiesAreBounded(t *testing.T) {
 	close(release)
 	testkit.Eventually(t, "they end", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.records) == n+64 })
 }
+
+// TestADefectInACopyIsNotTheProcess: nobody waits for a copy who could be told.
+func TestADefectInACopyIsNotTheProcess(t *testing.T) {
+	r := newRig(t, nil, testkit.NewInstance(t, good))
+	r.plan = func(p *fleet.Plan) {
+		copied := *p.Request
+		p.Mirror = testkit.Plan(r.fleet, &copied)
+	}
+	r.enter = func(now time.Time, plan *fleet.Plan, tried []*fleet.Instance) (*fleet.Lease, gateway.Place, error) {
+		if plan.Request.Class == inference.Idle {
+			panic("on purpose")
+		}
+		lease, err := plan.Acquire(now, tried)
+		return lease, nil, err
+	}
+	r.serve(t.Context(), chatBody, nil).code(t, "")
+	testkit.Eventually(t, "both are recorded", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.records) == 2 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rec := range r.records {
+		if rec.Shadow && (rec.Code != inference.CodeInternal || rec.Complete) {
+			t.Errorf("the copy's record: %+v", rec)
+		}
+	}
+}
+
+// TestACopyReadsNothingOfItsClient, who may be gone: its header fields are the next
+// request's by then.
+func TestACopyReadsNothingOfItsClient(t *testing.T) {
+	r := newRig(t, nil, testkit.NewInstance(t, good))
+	asked := make(chan string, 2)
+	r.plan = func(p *fleet.Plan) {
+		client := p.Request
+		p.Cookie = func(*fleet.Instance) string { asked <- client.Class.String(); return "" }
+		copied := *client
+		p.Mirror = testkit.Plan(r.fleet, &copied)
+		p.Mirror.Cookie = func(*fleet.Instance) string { asked <- "copy"; return "" }
+	}
+	r.serve(t.Context(), chatBody, nil).code(t, "")
+	testkit.Eventually(t, "both are recorded", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.records) == 2 })
+	close(asked)
+	for who := range asked {
+		if who == "copy" {
+			t.Error("a cookie was made for the copy, of the client's header fields")
+		}
+	}
+}

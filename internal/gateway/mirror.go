@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
 )
 
 // maxMirrors bounds the copies of requests that run at one time. Further ones are not
@@ -18,10 +19,13 @@ func (g *Gateway) mirror(plan *fleet.Plan) {
 		return
 	}
 	plan.Request = Background(plan.Request, time.Now(), g.Timeout())
+	plan.Cookie = nil // it reads the client's own header fields, which are the next request's by then
 	go func() {
 		defer g.renewal.endCopy()
+		defer survive(nil)
 		f := g.launch(g.renewal.ctx, plan.Request, Discard{})
 		defer f.land()
+		defer survive(&f.rec)
 		f.rec.Shadow = true
 		f.follows(plan)
 		winner, err := f.win()
@@ -51,4 +55,12 @@ func (r *renewal) endCopy() {
 	r.mu.copies--
 	r.mu.Unlock()
 	r.under.Done()
+}
+
+// survive ends a panic on a goroutine for which nobody waits, where it would be the end
+// of the process. rec tells of it, unless it is nil.
+func survive(rec *inference.Record) {
+	if recover() != nil && rec != nil {
+		rec.Complete, rec.Code, rec.Reason = false, inference.CodeInternal, "panic"
+	}
 }

@@ -75,6 +75,7 @@ func (g *Gateway) refresh(req *inference.Request, known Known) {
 	r := Background(req, time.Now(), g.Timeout())
 	go func() {
 		defer g.renewal.end(key)
+		defer survive(nil)
 		g.Serve(g.renewal.ctx, r, Discard{})
 	}()
 }

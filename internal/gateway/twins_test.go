@@ -855,3 +855,17 @@ func TestEachAttemptIsRecordedOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestADefectInARenewalIsNotTheProcess: its client has its answer already.
+func TestADefectInARenewalIsNotTheProcess(t *testing.T) {
+	r := newRig(t, nil, testkit.NewInstance(t, good))
+	s := newShelf(r)
+	s.put(keyOf(t, r.request(stream)), inference.Stored{Level: "memory", WhileRevalidate: true}, testkit.Delta("old"), testkit.DoneEvent)
+	r.plan = func(p *fleet.Plan) {
+		if p.Request.Class == inference.Idle {
+			panic("on purpose")
+		}
+	}
+	r.serve(t.Context(), stream, nil).code(t, "")
+	testkit.Eventually(t, "both are recorded", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.records) == 2 })
+}
