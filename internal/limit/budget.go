@@ -61,7 +61,9 @@ func (b *budget) subject(req *inference.Request) (s Subject) {
 		case byTenant:
 			s.Tenant = req.Tenant
 		case byKey:
-			s.Key = req.Key
+			if s.Key = req.Key; s.Key == "" { // guests: to a ledger no name is any
+				s.Tenant = req.Tenant
+			}
 		case byModel:
 			s.Model = req.Model
 		}

@@ -192,7 +192,7 @@ func (l *Limiter) Admit(now time.Time, ip netip.Addr) error {
 		}
 	}
 	a := m.ask(l.secret.secret.with(network(ip)), 1)
-	if l.addresses.one(now.UnixNano(), &a) {
+	if l.addresses.one(l.addresses.clock.Nano(now), &a) {
 		l.count.address.admitted.Add(1)
 		return nil
 	}

@@ -520,6 +520,39 @@ func TestBudgetWithoutLedger(t *testing.T) {
 	reserve(t, l, noon.AddDate(0, 0, 11), req)
 }
 
+// TestBudgetOfGuests counts what requests without a key have spent, and not what all
+// keys have.
+func TestBudgetOfGuests(t *testing.T) {
+	book := &ledger{spent: map[limit.Subject]int64{{}: 5000, {Key: "a-key"}: 5000, {Tenant: "anonymous"}: 10}}
+	l := limiter(t, func(c *limit.Config) {
+		c.Rules = []limit.Rule{{Name: "keys", By: []string{"key"}, Budget: limit.Budget{Day: 1000}}}
+	}, limit.Parts{Ledger: book})
+	guest := request("anonymous", 30)
+	guest.Key = ""
+	reserve(t, l, noon, guest)
+	refused(t, l, noon, request("a", 30), "budget_day")
+}
+
+// TestUsageBeyondReason neither refunds what was never charged nor wraps a sum.
+func TestUsageBeyondReason(t *testing.T) {
+	l := rules(t, limit.Rule{Name: "tenants", By: []string{"tenant"}, Tokens: per(1000, time.Minute, 1000), Budget: limit.Budget{Month: 1 << 40}})
+	req := request("a", 30)
+	rec := record(req, math.MaxInt64)
+	rec.Usage.PromptTokens = math.MaxInt64
+	for range 2 {
+		r, err := l.Reserve(t.Context(), noon, req)
+		if err != nil {
+			break
+		}
+		r.Spend(noon, math.MaxInt64)
+		r.Settle(noon, rec)
+	}
+	if n := l.Spent(); n < 1<<40 {
+		t.Errorf("%d tokens were spent, want more than the budget", n)
+	}
+	refused(t, l, noon, req, "budget_month")
+}
+
 // TestLedgerIsAskedAgain by Run, and only its higher word counts.
 func TestLedgerIsAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

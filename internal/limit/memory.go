@@ -29,6 +29,7 @@ const mostAsks = 40
 // all of its buckets are checked, and then charged, at one instant, and no two
 // requests wait for each other in a circle. Nothing but memory is touched under them.
 type Memory struct {
+	clock Clock
 	most  atomic.Int64 // entries a shard
 	shard [shards]shard
 }
@@ -47,7 +48,7 @@ type shard struct {
 
 // NewMemory returns an empty store of at most so many metered buckets, at least 4096.
 func NewMemory(entries int) *Memory {
-	m := &Memory{}
+	m := &Memory{clock: NewClock()}
 	for i := range m.shard {
 		s := &m.shard[i].mu
 		s.table, s.held = newTable(), make(map[Key]int64)
@@ -86,7 +87,7 @@ func touched(asks []Ask) (set uint64) {
 
 // Take implements Store. It does not allocate for buckets that are known.
 func (m *Memory) Take(_ context.Context, now time.Time, asks []Ask) (bool, error) {
-	t := now.UnixNano()
+	t := m.clock.Nano(now)
 	if len(asks) == 1 && asks[0].Kind == Metered {
 		return m.one(t, &asks[0]), nil
 	}
@@ -161,7 +162,7 @@ func (s *shard) charge(a *Ask, now int64, most int) {
 
 // Give implements Store. It does not wait for more than other calls of a Memory.
 func (m *Memory) Give(now time.Time, asks []Ask) {
-	t := now.UnixNano()
+	t := m.clock.Nano(now)
 	for i := range asks {
 		a := asks[i]
 		s := &m.shard[place(a.Key)]
@@ -174,7 +175,7 @@ func (m *Memory) Give(now time.Time, asks []Ask) {
 // mirror takes over what another store said of buckets, so that a gateway that has to
 // do without it goes on from there.
 func (m *Memory) mirror(now time.Time, asks []Ask) {
-	t := now.UnixNano()
+	t := m.clock.Nano(now)
 	for i := range asks {
 		a := asks[i]
 		s := &m.shard[place(a.Key)]

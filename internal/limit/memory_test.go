@@ -238,3 +238,10 @@ func TestTakeDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// TestClock tells an instant as others do as long as nobody sets the clock.
+func TestClock(t *testing.T) {
+	if got := limit.NewClock().Nano(noon); got != noon.UnixNano() {
+		t.Errorf("Nano(%v) = %d, want %d", noon, got, noon.UnixNano())
+	}
+}

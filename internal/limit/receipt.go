@@ -110,10 +110,10 @@ func (r *Receipt) Fields(now time.Time) []inference.HeaderField {
 // beyond the reservation. It never refuses. It compares two numbers, and touches
 // buckets once in 64 tokens beyond the reservation.
 func (r *Receipt) Spend(now time.Time, streamed int64) {
-	if !r.counted || streamed <= r.covered || r.asks == nil {
+	if !r.counted || min(streamed, mostTokens) <= r.covered || r.asks == nil {
 		return
 	}
-	n := (streamed - r.covered + spendStep - 1) / spendStep * spendStep
+	n := (min(streamed, mostTokens) - r.covered + spendStep - 1) / spendStep * spendStep
 	r.covered += n
 	r.l.accounts.more(r.drafts, n)
 	var changes []Ask
@@ -138,7 +138,7 @@ func (r *Receipt) Settle(now time.Time, rec *inference.Record) {
 		return // of nothing, or settled before
 	}
 	usage, _ := rec.Spent()
-	spent := max(0, usage.PromptTokens) + max(0, usage.CompletionTokens)
+	spent := min(max(0, usage.PromptTokens), mostTokens) + min(max(0, usage.CompletionTokens), mostTokens)
 	turnedAway := len(rec.Attempts) == 0 && ours(rec.Code)
 	changes := r.asks[:0] // nobody needs the asks any more
 	for _, a := range r.asks {

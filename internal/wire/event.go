@@ -258,6 +258,10 @@ func carries(v jsontext.Value) bool {
 	return true
 }
 
+// mostTokens bounds what a server may say that a request has cost: beyond it, it is
+// wrong, and sums of such numbers would not fit an int64 or a database's column.
+const mostTokens = 1 << 40
+
 // readUsage reads the usage object that is next in d, in any surface's names.
 func readUsage(d *decoder, u *inference.Usage) error {
 	_, err := d.members(func(name []byte) error {
@@ -272,7 +276,8 @@ func readUsage(d *decoder, u *inference.Usage) error {
 		if err != nil || v.Kind() != '0' {
 			return err
 		}
-		n, _ := strconv.ParseInt(string(v), 10, 64)
+		n, _ := strconv.ParseInt(string(v), 10, 64) // of what is too large the nearest that there is
+		n = min(max(n, 0), mostTokens)
 		switch string(name) {
 		case `"prompt_tokens"`, `"input_tokens"`:
 			u.PromptTokens = n

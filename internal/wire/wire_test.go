@@ -301,6 +301,20 @@ func TestMalformedEvents(t *testing.T) {
 	}
 }
 
+// TestUsageBeyondReason is no number that sums can be made of.
+func TestUsageBeyondReason(t *testing.T) {
+	const most = 1 << 40
+	for body, want := range map[string]inference.Usage{
+		`{"usage":{"prompt_tokens":9223372036854775807,"completion_tokens":99999999999999999999}}`: {PromptTokens: most, CompletionTokens: most},
+		`{"usage":{"prompt_tokens":-5,"completion_tokens":-99999999999999999999}}`:                 {},
+		`{"usage":{"prompt_tokens":1e3,"completion_tokens":7}}`:                                    {CompletionTokens: 7},
+	} {
+		if got := wire.AnswerUsage([]byte(body)); got != want {
+			t.Errorf("%s: got %+v, want %+v", body, got, want)
+		}
+	}
+}
+
 func TestUsage(t *testing.T) {
 	want := inference.Usage{PromptTokens: 5, CompletionTokens: 7, CachedTokens: 3, ReasoningTokens: 2}
 	for name, body := range map[string]string{

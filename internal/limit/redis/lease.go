@@ -79,7 +79,7 @@ func (c *credits) with(k limit.Key, do func(*credit)) {
 // lend is Take in the mode lease: what this gateway holds is used first, and Redis is
 // asked for the rest, for all of it or none.
 func (s *Store) lend(ctx context.Context, now time.Time, asks []limit.Ask) (bool, error) {
-	t := now.UnixNano()
+	t := s.clock.Nano(now)
 	var space [8]want
 	lacking := space[:0]
 	for i := range asks {

@@ -150,6 +150,7 @@ type Store struct {
 
 	leases   atomic.Uint64
 	gateways atomic.Int64
+	clock    limit.Clock
 	credits  credits
 	queue    chan change
 	dropped  atomic.Uint64
@@ -177,7 +178,7 @@ func New(client *store.Client, c limit.StoreConfig) *Store {
 		client: client, name: client.Prefix() + ":1:limit:{" + client.Prefix() + "}:", id: hex.EncodeToString(id[:]),
 		lease: c.Lease, ahead: c.Mode == limit.ModeLease, timeout: c.Timeout,
 		take: rueidis.NewLuaScript(take), give: rueidis.NewLuaScript(give), beat: rueidis.NewLuaScript(beat),
-		queue: make(chan change, queueSize),
+		clock: limit.NewClock(), queue: make(chan change, queueSize),
 	}
 	s.gateways.Store(1)
 	s.mu.held = make(map[uint64]string)
