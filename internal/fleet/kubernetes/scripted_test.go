@@ -2,7 +2,9 @@ package kubernetes_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -33,7 +35,7 @@ func script(t *testing.T, list, watch func(n int, w http.ResponseWriter, r *http
 	t.Helper()
 	s := new(scripted)
 	s.mu.tokens = make(map[string]bool)
-	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
 		w.Header().Set("Content-Type", "application/json")
 		s.mu.Lock()
@@ -97,8 +99,9 @@ func hold(_ int, w http.ResponseWriter, r *http.Request) {
 // kubeconfig leads to the server.
 func (s *scripted) kubeconfig(t *testing.T) string {
 	path := filepath.Join(t.TempDir(), "kubeconfig")
+	ca := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
 	write(t, path, `{apiVersion: v1, kind: Config, current-context: test,
-clusters: [{name: test, cluster: {server: "`+s.URL+`"}}], users: [{name: u, user: {token: secret-of-the-kubeconfig}}],
+clusters: [{name: test, cluster: {server: "`+s.URL+`", certificate-authority-data: `+ca+`}}], users: [{name: u, user: {token: secret-of-the-kubeconfig}}],
 contexts: [{name: test, context: {cluster: test, user: u}}]}`)
 	return path
 }
