@@ -127,6 +127,11 @@ func (s *Set) Apply(cfg []Config) error {
 		s.adopt(now, t, old.byName[t.cfg.Name])
 	}
 	s.table.Store(next)
+	for _, t := range old.trials { // Run does not know of them any more
+		if next.byName[t.cfg.Name] == nil {
+			_ = s.save(t) // logged
+		}
+	}
 	s.wake()
 	return nil
 }
@@ -183,9 +188,10 @@ func (s *Set) Steer(now time.Time, req *inference.Request) route.Decision {
 }
 
 // Observe adds a finished request to its arm. It does not block, and keeps neither the
-// record nor its request. Records without an arm are passed over.
+// record nor its request. Records without an arm are passed over, and so are those of
+// answers that Spillway renews or makes ahead: they run when nothing else waits.
 func (s *Set) Observe(rec *inference.Record) {
-	if rec.Arm.Arm == "" {
+	if rec.Arm.Arm == "" || rec.Request.Class == inference.Idle && !rec.Shadow {
 		return
 	}
 	t := s.table.Load().byName[rec.Arm.Experiment]

@@ -43,6 +43,9 @@ func TestWhatCounts(t *testing.T) {
 		"a copy without room": {func(r *inference.Record) {
 			r.Code, r.TTFT, r.Attempts, r.Shadow = inference.CodeOverloaded, 0, nil, true
 		}, counts{excluded: 1}},
+		"an answer that is renewed": {func(r *inference.Record) {
+			r.Request.Class, r.Code, r.TTFT, r.Attempts = inference.Idle, inference.CodeOverloaded, 0, nil
+		}, counts{}},
 		"the client's mistake":   {func(r *inference.Record) { r.Code = inference.CodeInvalidRequest }, counts{excluded: 1}},
 		"rate limited":           {func(r *inference.Record) { r.Code = inference.CodeRateLimited }, counts{excluded: 1}},
 		"a hit":                  {func(r *inference.Record) { r.Cache, r.Attempts = inference.CacheHit, nil }, counts{cached: 1}},

@@ -155,6 +155,24 @@ func TestRollbackSaysWhyAndOutlivesEverything(t *testing.T) {
 	})
 }
 
+// TestRollbackOutlivesItsConfiguration, also when the disk had not been asked yet.
+func TestRollbackOutlivesItsConfiguration(t *testing.T) {
+	d := newDisk()
+	s, err := experiment.New([]experiment.Config{canary(50, 50)}, experiment.Parts{Log: quiet(), Keep: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := break5(t, s)
+	for _, cfg := range [][]experiment.Config{nil, {canary(50, 50)}} {
+		if err := s.Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.state(); got != experiment.RolledBack {
+		t.Errorf("the experiment is %s after it was taken out of the configuration and put back", got)
+	}
+}
+
 func TestGuardOnTTFTSaysWhy(t *testing.T) {
 	w := newWorld(created(t, canary(50, 50)), 1)
 	w.effects["canary"] = effect{0, 2}
