@@ -220,12 +220,13 @@ func (a *App) apply(file *config.File) error {
 		{"upstream", func(f *config.File, _ map[string]health.Pool) error { return a.upstream.Apply(upstreams(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route.Config, tiers(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
-		{"route", func(f *config.File, _ map[string]health.Pool) error {
-			return a.steering.experiments.Apply(f.Route.Experiments)
-		}},
 		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.limiter.Apply(f.Limit) }},
 		{"health", func(_ *config.File, p map[string]health.Pool) error { return a.health.Apply(p) }},
 		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f)) }},
+		// The last: arms that are taken back would begin again, without what they have found.
+		{"route", func(f *config.File, _ map[string]health.Pool) error {
+			return a.steering.experiments.Apply(f.Route.Experiments)
+		}},
 	}
 	for i, step := range steps {
 		err := step.do(file, pools)

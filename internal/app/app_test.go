@@ -375,6 +375,32 @@ func TestARefusedReloadIsTakenBackWhole(t *testing.T) {
 	}
 }
 
+// TestARefusedReloadLeavesExperimentsAlone: to take new arms back would be to begin
+// again, without what was found so far.
+func TestARefusedReloadLeavesExperimentsAlone(t *testing.T) {
+	one := named(t, "one")
+	arms := func(weight int) string {
+		return fmt.Sprintf("route: {experiments: [{name: canary, arms: [{name: control, weight: %d}, {name: canary}]}]}", weight)
+	}
+	r := newRig(t, text(pool("gpu", one), arms(1)))
+	if status, body := r.chat(); status != 200 {
+		t.Fatalf("got %d %s", status, body)
+	}
+	var before string
+	testkit.Eventually(t, "the request is counted", func() bool {
+		_, before = r.do("GET", r.admin+"/admin/experiments", "")
+		return strings.Contains(before, `"requests":1`) || strings.Contains(before, `"requests": 1`)
+	})
+	// The arms are good; Redis cannot be used without a restart.
+	write(t, r.path, text(pool("gpu", one), arms(3), "store: {redis: {addresses: [\"127.0.0.1:1\"]}}", "limit: {store: {kind: redis}}"))
+	if status, body := r.do("POST", r.admin+"/admin/reload", ""); status != 422 {
+		t.Fatalf("got %d %s", status, body)
+	}
+	if _, after := r.do("GET", r.admin+"/admin/experiments", ""); after != before {
+		t.Errorf("before the refused reload:\n%s\nafter it:\n%s", before, after)
+	}
+}
+
 func TestTheKeysFileIsWatched(t *testing.T) {
 	keys := filepath.Join(t.TempDir(), "keys")
 	write(t, keys, keysLine("first", "a"))
