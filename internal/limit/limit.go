@@ -105,7 +105,7 @@ func (l *Limiter) Apply(cfg Config) error {
 	}
 	s := &settings{Config: cfg, byName: make(map[string]*rule), useShared: cfg.Store.Kind == KindRedis}
 	if s.useShared && l.shared == nil {
-		return errors.New("store.kind: redis needs store.redis.addresses")
+		return errors.New("store.kind: redis needs store.redis.addresses, and a restart where it is new")
 	}
 	l.apply.Lock()
 	defer l.apply.Unlock()
