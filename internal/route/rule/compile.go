@@ -85,10 +85,18 @@ type visitor struct {
 func (v *visitor) Visit(node *ast.Node) {
 	switch n := (*node).(type) {
 	case *ast.IdentifierNode:
+		if n.Value == "$env" { // behind it nobody sees what is needed
+			v.fail(errors.New("$env is not known: write the name alone"))
+		}
 		v.needs |= costly[n.Value]
 	case *ast.BinaryNode:
-		if n.Operator == ".." {
+		switch n.Operator {
+		case "..":
 			v.fail(errors.New("ranges are not allowed"))
+		case "matches":
+			if _, ok := n.Right.(*ast.StringNode); !ok { // a client's would be compiled for each request
+				v.fail(errors.New("the pattern of matches must be a text"))
+			}
 		}
 		v.fail(misspelt(n))
 	case *ast.PredicateNode, *ast.PointerNode:
@@ -243,7 +251,7 @@ type names struct{ found bool }
 // Visit implements ast.Visitor.
 func (v *names) Visit(node *ast.Node) {
 	switch (*node).(type) {
-	case *ast.IdentifierNode, *ast.CallNode, *ast.MemberNode, *ast.BuiltinNode:
+	case *ast.IdentifierNode:
 		v.found = true
 	}
 }
