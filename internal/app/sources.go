@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"reflect"
 	"sync"
 
 	"github.com/spillway/spillway/internal/config"
@@ -28,7 +29,7 @@ func (a *App) runSources(ctx context.Context) error {
 			}
 			wanted[name] = true
 			if old, ok := running[name]; ok {
-				if old.settings == settings {
+				if reflect.DeepEqual(old.settings, settings) {
 					return
 				}
 				old.stop()

@@ -14,8 +14,10 @@ import (
 	"github.com/spillway/spillway/internal/cache"
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/fleet/consul"
 	"github.com/spillway/spillway/internal/fleet/dns"
 	"github.com/spillway/spillway/internal/fleet/file"
+	"github.com/spillway/spillway/internal/fleet/kubernetes"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/limit"
 	"github.com/spillway/spillway/internal/route"
@@ -95,10 +97,13 @@ var elements = map[reflect.Type]any{
 	reflect.TypeFor[config.Instance](): config.Instance{Target: fleet.Target{}},
 	reflect.TypeFor[file.Config]():     file.Default(),
 	reflect.TypeFor[dns.Config]():      dns.Default(),
+	reflect.TypeFor[consul.Config]():   consul.Default(),
 	reflect.TypeFor[health.Rule]():     health.Rule{},
 	reflect.TypeFor[cache.Rule]():      cache.Rule{},
 	reflect.TypeFor[limit.Rule]():      limit.Rule{},
 	reflect.TypeFor[routerule.Rule]():  routerule.Rule{},
+
+	reflect.TypeFor[kubernetes.Config](): kubernetes.Default(),
 
 	reflect.TypeFor[experiment.Config](): experiment.Default(),
 	reflect.TypeFor[experiment.Arm]():    experiment.Arm{Weight: 1},

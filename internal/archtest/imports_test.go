@@ -65,16 +65,25 @@ const (
 	bun      = "github.com/uptrace/bun"
 	expr     = "github.com/expr-lang/expr"
 	jsontext = "github.com/go-json-experiment/json/jsontext"
+
+	apimachinery = "k8s.io/apimachinery/pkg"
 )
 
 // thirdParties lists what a package may import beyond the standard library and
 // this module, its tests aside. Rings 2 and 3 may also import what is in
 // mechanismParties. Heavy clients belong to leaf adapters.
 var thirdParties = map[string][]string{
-	"internal/wire":             {jsontext},
-	"internal/fleet":            {xxhash},
-	"internal/fleet/file":       {"github.com/fsnotify/fsnotify", yamlPath},
-	"internal/fleet/dns":        {"golang.org/x/net/dns/dnsmessage"},
+	"internal/wire":         {jsontext},
+	"internal/fleet":        {xxhash},
+	"internal/fleet/file":   {"github.com/fsnotify/fsnotify", yamlPath},
+	"internal/fleet/dns":    {"golang.org/x/net/dns/dnsmessage"},
+	"internal/fleet/consul": {"github.com/hashicorp/consul/api"},
+	"internal/fleet/kubernetes": {
+		"k8s.io/client-go/rest", "k8s.io/client-go/tools/cache", "k8s.io/client-go/tools/clientcmd",
+		apimachinery + "/api/errors", apimachinery + "/apis/meta/v1", apimachinery + "/labels", apimachinery + "/runtime",
+		apimachinery + "/runtime/schema", apimachinery + "/runtime/serializer", apimachinery + "/util/net", apimachinery + "/util/wait",
+		apimachinery + "/watch", "k8s.io/klog/v2", "github.com/go-logr/logr",
+	},
 	"internal/identity/jwt":     {"github.com/golang-jwt/jwt/v5"},
 	"internal/route":            {xxhash}, // the nodes' hashes come from fleet: policies must use the same function
 	"internal/route/experiment": {xxhash},

@@ -17,8 +17,10 @@ import (
 	"github.com/spillway/spillway/internal/api"
 	"github.com/spillway/spillway/internal/cache"
 	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/fleet/consul"
 	"github.com/spillway/spillway/internal/fleet/dns"
 	"github.com/spillway/spillway/internal/fleet/file"
+	"github.com/spillway/spillway/internal/fleet/kubernetes"
 	"github.com/spillway/spillway/internal/gateway"
 	"github.com/spillway/spillway/internal/health"
 	"github.com/spillway/spillway/internal/identity"
@@ -114,6 +116,10 @@ type Pool struct {
 	File *file.Config `yaml:"file"`
 	// Instances from DNS.
 	DNS *dns.Config `yaml:"dns"`
+	// Instances from Consul.
+	Consul *consul.Config `yaml:"consul"`
+	// Instances from the endpoints of a Kubernetes service.
+	Kubernetes *kubernetes.Config `yaml:"kubernetes"`
 	// How instances are reached.
 	Upstream upstream.Config `yaml:"upstream"`
 	// How instances are judged.
@@ -194,6 +200,14 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 	if child(n, "dns") != nil {
 		c := dns.Default()
 		p.DNS = &c
+	}
+	if child(n, "consul") != nil {
+		c := consul.Default()
+		p.Consul = &c
+	}
+	if child(n, "kubernetes") != nil {
+		c := kubernetes.Default()
+		p.Kubernetes = &c
 	}
 	return n.Decode((*plain)(p))
 }
@@ -376,11 +390,48 @@ func (p *Pool) validate(path string, bad func(string, ...any), section func(stri
 			bad("%s.models: a model's name is empty", path)
 		}
 	}
+	p.validateInstances(path, bad)
+	path = "fleet." + path
+	section(path, p.TierConfig.Validate())
+	section(path+".upstream", p.Upstream.Validate())
+	section(path+".health", p.Health.Validate())
+	for _, s := range p.sources() {
+		section(path+"."+s.key, s.config.Validate())
+	}
+	section(path+".metrics", p.Metrics.Validate())
+}
+
+// source is one source of discovery that a pool has, by its key.
+type source struct {
+	key    string
+	config interface{ Validate() error }
+}
+
+// sources are those that the pool has; more than one is a mistake.
+func (p *Pool) sources() (all []source) {
+	if p.File != nil {
+		all = append(all, source{"file", p.File})
+	}
+	if p.DNS != nil {
+		all = append(all, source{"dns", p.DNS})
+	}
+	if p.Consul != nil {
+		all = append(all, source{"consul", p.Consul})
+	}
+	if p.Kubernetes != nil {
+		all = append(all, source{"kubernetes", p.Kubernetes})
+	}
+	return all
+}
+
+// validateInstances checks where the instances come from.
+func (p *Pool) validateInstances(path string, bad func(string, ...any)) {
+	sources := p.sources()
 	switch {
-	case p.File != nil && p.DNS != nil:
-		bad("%s.dns: a pool has one source of discovery, and file is given too", path)
-	case len(p.Instances) == 0 && p.File == nil && p.DNS == nil:
-		bad("%s.instances: a pool needs instances, file or dns", path)
+	case len(sources) > 1:
+		bad("%s.%s: a pool has one source of discovery, and %s is given too", path, sources[1].key, sources[0].key)
+	case len(p.Instances) == 0 && len(sources) == 0:
+		bad("%s.instances: a pool needs instances, file, dns, consul or kubernetes", path)
 	}
 	seen := make(map[string]bool)
 	for i, t := range p.Instances {
@@ -398,17 +449,6 @@ func (p *Pool) validate(path string, bad func(string, ...any), section func(stri
 			bad("%s: weight and max_in_flight must be >= 0", at)
 		}
 	}
-	path = "fleet." + path
-	section(path, p.TierConfig.Validate())
-	section(path+".upstream", p.Upstream.Validate())
-	section(path+".health", p.Health.Validate())
-	if p.File != nil {
-		section(path+".file", p.File.Validate())
-	}
-	if p.DNS != nil {
-		section(path+".dns", p.DNS.Validate())
-	}
-	section(path+".metrics", p.Metrics.Validate())
 }
 
 // Hash identifies a configuration's bytes, for the log and the admin API.

@@ -3,13 +3,14 @@ package kubernetes
 import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	discovery "k8s.io/api/discovery/v1"
-
 	"github.com/spillway/spillway/internal/fleet"
 )
 
+// EndpointSlice is an EndpointSlice as it is read.
+type EndpointSlice = endpointSlice
+
 // Targets makes the targets of objects as a server has them.
-func (c *Config) Targets(all []*discovery.EndpointSlice, pods []*meta.PartialObjectMetadata) ([]fleet.Target, []string, error) {
+func (c *Config) Targets(all []*EndpointSlice, pods []*meta.PartialObjectMetadata) ([]fleet.Target, []string, error) {
 	var in []slice
 	for _, s := range all {
 		_, one, _ := readSlice(s)

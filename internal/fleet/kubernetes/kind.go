@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	discovery "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -37,9 +36,9 @@ type kind struct {
 // slices are the EndpointSlices of the service.
 func (s *Source) slices(into cache.ReflectorStore) *kind {
 	return &kind{
-		resource: "endpointslices", path: "/apis", version: discovery.SchemeGroupVersion,
-		selector: discovery.LabelServiceName + "=" + s.cfg.Service,
-		object:   &discovery.EndpointSlice{}, list: func() runtime.Object { return new(discovery.EndpointSliceList) },
+		resource: "endpointslices", path: "/apis", version: discoveryV1,
+		selector: serviceLabel + "=" + s.cfg.Service,
+		object:   new(endpointSlice), list: func() runtime.Object { return new(endpointSliceList) },
 		store: into, outage: &outage{log: s.log.With("resource", "endpointslices")},
 	}
 }
@@ -55,17 +54,7 @@ func (s *Source) pods(into cache.ReflectorStore) *kind {
 	}
 }
 
-// scheme knows the types that are read.
-func scheme() *runtime.Scheme {
-	s := runtime.NewScheme()
-	s.AddKnownTypes(discovery.SchemeGroupVersion, &discovery.EndpointSlice{}, &discovery.EndpointSliceList{})
-	meta.AddToGroupVersion(s, discovery.SchemeGroupVersion)
-	meta.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
-	s.AddKnownTypes(schema.GroupVersion{Group: "meta.k8s.io", Version: "v1"}, &meta.PartialObjectMetadata{}, &meta.PartialObjectMetadataList{})
-	return s
-}
-
-// serializer reads them.
+// serializer reads the types of the scheme.
 func serializer() runtime.NegotiatedSerializer {
 	return codec.NewCodecFactory(scheme()).WithoutConversion()
 }

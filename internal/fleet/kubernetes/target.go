@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/spillway/spillway/internal/fleet"
@@ -59,11 +58,11 @@ const (
 
 // readSlice takes what matters out of an EndpointSlice.
 func readSlice(object any) (string, slice, bool) {
-	in, ok := object.(*discovery.EndpointSlice)
+	in, ok := object.(*endpointSlice)
 	if !ok {
 		return "", slice{}, false
 	}
-	s := slice{name: in.Name, family: strings.ToLower(string(in.AddressType))}
+	s := slice{name: in.Name, family: strings.ToLower(in.AddressType)}
 	for _, p := range in.Ports {
 		if p.Port != nil {
 			s.ports = append(s.ports, port{deref(p.Name, ""), int(*p.Port)})
@@ -73,7 +72,7 @@ func readSlice(object any) (string, slice, bool) {
 		if len(e.Addresses) == 0 {
 			continue
 		}
-		at := endpoint{address: e.Addresses[0], zone: deref(e.Zone, ""), state: stateOf(e.Conditions)} // the others have no meaning
+		at := endpoint{address: e.Addresses[0], zone: deref(e.Zone, ""), state: stateOf(e.Conditions.Ready, e.Conditions.Serving, e.Conditions.Terminating)} // the others have no meaning
 		if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
 			at.pod = e.TargetRef.Name
 		}
@@ -84,12 +83,12 @@ func readSlice(object any) (string, slice, bool) {
 
 // stateOf reads an endpoint's conditions: one that is not said to be unready is
 // ready, and serves if it is.
-func stateOf(c discovery.EndpointConditions) state {
-	isReady := deref(c.Ready, true)
+func stateOf(saysReady, serving, terminating *bool) state {
+	isReady := deref(saysReady, true)
 	switch {
 	case isReady:
 		return ready
-	case deref(c.Serving, isReady) && deref(c.Terminating, false):
+	case deref(serving, isReady) && deref(terminating, false):
 		return ending
 	}
 	return out

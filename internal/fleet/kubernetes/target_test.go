@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/spillway/spillway/internal/fleet"
@@ -15,15 +14,15 @@ import (
 )
 
 // decode makes typed slices of what is written in JSON.
-func decode(t *testing.T, all ...object) []*discovery.EndpointSlice {
+func decode(t *testing.T, all ...object) []*kubernetes.EndpointSlice {
 	t.Helper()
-	var out []*discovery.EndpointSlice
+	var out []*kubernetes.EndpointSlice
 	for _, o := range all {
 		text, err := json.Marshal(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := new(discovery.EndpointSlice)
+		s := new(kubernetes.EndpointSlice)
 		if err := json.Unmarshal(text, s); err != nil {
 			t.Fatal(err)
 		}
@@ -106,6 +105,18 @@ func TestTargets(t *testing.T) {
 	}
 }
 
+func TestCopiesShareNothingThatIsWritten(t *testing.T) {
+	in := decode(t, slice("a", "IPv4", on("10.0.0.1", "p", "ready", "z")))[0]
+	out := in.DeepCopyObject().(*kubernetes.EndpointSlice)
+	if diff := cmp.Diff(in, out); diff != "" {
+		t.Errorf("a copy differs: %s", diff)
+	}
+	out.Labels["x"], out.Endpoints[0].Addresses[0], out.Ports[0].Name = "y", "10.0.0.2", nil
+	if in.Labels["x"] != "" || in.Endpoints[0].Addresses[0] != "10.0.0.1" || in.Ports[0].Name == nil {
+		t.Errorf("a write to a copy changed %+v", in)
+	}
+}
+
 func TestTooManyTargets(t *testing.T) {
 	var all []object
 	for i := range 101 {
@@ -124,8 +135,8 @@ func TestTooManyTargets(t *testing.T) {
 func TestStoreIsBounded(t *testing.T) {
 	changed := make(chan struct{}, 1)
 	s := kubernetes.NewStore(changed)
-	named := func(i int) *discovery.EndpointSlice {
-		return &discovery.EndpointSlice{ObjectMeta: meta.ObjectMeta{Name: fmt.Sprint(i)}}
+	named := func(i int) *kubernetes.EndpointSlice {
+		return &kubernetes.EndpointSlice{ObjectMeta: meta.ObjectMeta{Name: fmt.Sprint(i)}}
 	}
 	var many []any
 	for i := range kubernetes.MaxObjects {
