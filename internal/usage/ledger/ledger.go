@@ -364,9 +364,39 @@ func (l *Ledger) written(b batch) {
 			break
 		}
 	}
-	for q, w := range l.mu.questions {
-		if w.known {
-			w.tokens += q.sum(b.rows)
+	days := make(map[int64]bool) // since which somebody asks: a few
+	for q := range l.mu.questions {
+		days[q.since] = true
+	}
+	for r, a := range b.rows {
+		for since := range days {
+			if r.day >= since {
+				l.tell(r, since, a.Tokens())
+			}
+		}
+	}
+}
+
+// tell adds a row's tokens to the questions since a day that it belongs to: those that
+// name its tenant, key and model, or any. The caller holds mu, and requests that end wait
+// for it, so the questions are looked up and not gone through.
+func (l *Ledger) tell(r row, since, tokens int64) {
+	for _, tenant := range [...]string{r.tenant, ""} {
+		for _, key := range [...]string{r.key, ""} {
+			for _, model := range [...]string{r.model, ""} {
+				if w := l.mu.questions[question{tenant, key, model, since}]; w != nil && w.known {
+					w.tokens += tokens
+				}
+				if model == "" {
+					break // its own name is any
+				}
+			}
+			if key == "" {
+				break
+			}
+		}
+		if tenant == "" {
+			break
 		}
 	}
 }

@@ -327,6 +327,44 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// TestWhatIsWrittenIsTold to every question that it belongs to, once.
+func TestWhatIsWrittenIsTold(t *testing.T) {
+	names := []string{"", "a", "b"}
+	var all []subject
+	for _, tenant := range names {
+		for _, key := range names {
+			for _, model := range names {
+				all = append(all, subject{tenant, key, model})
+			}
+		}
+	}
+	l := start(t, "sqlite:ledger.db", t.TempDir(), quick(), new(testkit.Log))
+	l.stop()
+	l.Answered(all, 100, 120, 121)
+	if wrong := l.Wrote(all, 120); len(wrong) > 0 {
+		t.Errorf("questions are told wrong numbers of tokens: %v", wrong)
+	}
+}
+
+// BenchmarkWritten is a flush of 2000 rows while 10,000 budgets are asked for. Requests
+// that end wait for it.
+func BenchmarkWritten(b *testing.B) {
+	all := make([]subject, 5000)
+	for i := range all {
+		all[i].Tenant = fmt.Sprint("tenant-", i)
+	}
+	rows := make([]subject, 2000)
+	for i := range rows {
+		rows[i] = subject{fmt.Sprint("tenant-", i), "key", "model"}
+	}
+	l := start(b, "sqlite:ledger.db", b.TempDir(), quick(), new(testkit.Log))
+	l.stop()
+	l.Answered(all, 100, 120)
+	for b.Loop() {
+		l.Writes(rows, 120)
+	}
+}
+
 func BenchmarkObserve(b *testing.B) {
 	store, err := sql.Open(sql.Default(), b.TempDir(), testkit.Discard(), ledger.Migrations())
 	if err != nil {
