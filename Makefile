@@ -32,7 +32,7 @@ test: deps ## all tests; says which did not run (CI=true: that is a failure)
 	tools/test.sh
 
 .PHONY: deps
-deps: ## what the tests need: Go modules, and the SDKs of e2e/ where Node or Python are
+deps: ## what the tests need: modules, servers, SDKs (builds Consul and the API server of Kubernetes once: 10 minutes)
 	tools/deps.sh
 
 .PHONY: check

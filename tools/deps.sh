@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Fetches what the tests need. Go and a C compiler must be there. Redis, PostgreSQL
-# and MariaDB are installed from the distribution's packages, where root runs this
-# on Debian or one of its kin. What else is missing is named and leaves tests out;
-# with CI=true it is a failure.
+# Fetches what the tests need. Go and a C compiler must be there. Redis, PostgreSQL,
+# MariaDB and etcd are installed from the distribution's packages, where root runs
+# this on Debian or one of its kin. Consul and the Kubernetes API server are built
+# from their modules into .cache/bin, once for each version: about ten minutes of
+# one processor. What else is missing is named and leaves tests out; with CI=true it
+# is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,6 +23,7 @@ servers() {
 	lacking redis-server && echo redis-server
 	lacking postgres && echo postgresql
 	lacking mariadbd && echo mariadb-server
+	lacking etcd && echo etcd-server
 	true
 }
 
@@ -45,6 +48,24 @@ if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
 fi
 if [ -n "$missing" ]; then
 	echo "deps: not there: $(echo $missing); as root: apt-get install $(echo $missing). Tests with these servers will not run" >&2
+	[ "${CI:-}" != true ] || exit 1
+fi
+
+# build FOLDER MODULE PACKAGE [LDFLAGS]: builds a package of a module, at the version
+# that tools/FOLDER/go.mod says, into .cache/bin/PACKAGE-VERSION. @ in LDFLAGS stands
+# for the version.
+build() (
+	cd "tools/$1" && version=$(go list -m -f '{{.Version}}' "$2") || exit 1
+	out="../../.cache/bin/${3##*/}-$version"
+	[ ! -x "$out" ] || exit 0
+	echo "deps: building ${3##*/} $version, which takes some minutes" >&2
+	mkdir -p ../../.cache/bin
+	CGO_ENABLED=0 nice -n 19 go build -p "${DEPS_JOBS:-1}" -trimpath -ldflags "-s -w ${4//@/$version}" -o "$out.tmp" "$3" && mv "$out.tmp" "$out"
+)
+
+if ! build consul github.com/hashicorp/consul github.com/hashicorp/consul "" ||
+	! build kubernetes k8s.io/kubernetes k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=@"; then
+	echo "deps: a registry cannot be built; the tests with it will not run" >&2
 	[ "${CI:-}" != true ] || exit 1
 fi
 

@@ -211,11 +211,11 @@ func TestErrorsKeepTheSetAndAreLoggedOnce(t *testing.T) {
 	huge := strings.Repeat(" ", 1<<20)
 	wrong := map[string]func(w http.ResponseWriter, r *http.Request){
 		"500": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "No cluster leader", 500) },
-		"429": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "slow down", 429) },
+		"429": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "slow down", http.StatusTooManyRequests) },
 		"403": func(w http.ResponseWriter, r *http.Request) {
-			http.Error(w, "ACL not found: "+r.Header.Get("X-Consul-Token"), 403)
+			http.Error(w, "ACL not found: "+r.Header.Get("X-Consul-Token"), http.StatusForbidden)
 		},
-		"redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 307) },
+		"redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect) },
 		"garbage":   func(w http.ResponseWriter, _ *http.Request) { say(w, "7", "<html>") },
 		"null":      func(w http.ResponseWriter, _ *http.Request) { say(w, "7", "null") },
 		"an object": func(w http.ResponseWriter, _ *http.Request) { say(w, "7", `{"a":1}`) },

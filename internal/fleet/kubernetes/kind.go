@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 )
 
 // kind is a kind of objects that is followed.
@@ -92,7 +91,7 @@ func (k *kind) reflector(ctx context.Context, n *connection) (*cache.Reflector, 
 			return w, err
 		},
 	}
-	quiet := klog.Logger(logr.Discard())
+	quiet := logr.Discard()
 	return cache.NewReflectorWithOptions(lw, k.object, k.store, cache.ReflectorOptions{
 		Name: k.resource, Logger: &quiet,
 		Backoff: &wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 1, Cap: maxRetry, Steps: 1 << 20},
