@@ -346,6 +346,7 @@ func (f *File) validateFleet(section func(prefix string, err error)) error {
 		models = nil
 	}
 	section("route", f.Route.unknown(f.Fleet.Regions, models))
+	section("limit", f.unknownRoutes())
 	for _, p := range f.Gateway.Hedge.Pools {
 		if !pools[p] {
 			section("gateway", fmt.Errorf("hedge.pools: unknown pool %q", p))

@@ -84,6 +84,19 @@ func (r *Route) unknown(regions []Region, models map[string]bool) error {
 	return errors.Join(errs...)
 }
 
+// unknownRoutes lists the rules that limits name and that there are not.
+func (f *File) unknownRoutes() error {
+	var errs []error
+	for i, l := range f.Limit.Rules {
+		for j, name := range l.Only.Routes {
+			if !strings.ContainsAny(name, "*?") && !slices.ContainsFunc(f.Route.Rules, func(r rule.Rule) bool { return r.Name == name }) {
+				errs = append(errs, fmt.Errorf("rules[%d].only.routes[%d]: can never match: there is no rule %q in route.rules", i, j, name))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // hasPool says whether a name, `pool` or `region/pool`, is that of a pool, in a region
 // where one is given.
 func hasPool(regions []Region, in, name string) bool {

@@ -200,6 +200,10 @@ type Request struct {
 	// another one into Model; "" where they are the same.
 	Asked string
 
+	// Rule names what has routed the request, several rules with commas between; "" is
+	// none.
+	Rule string
+
 	// Steered is what routing decided for this request before, for routing alone: it
 	// decides the same again. nil is nothing.
 	Steered any

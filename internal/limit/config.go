@@ -44,7 +44,7 @@ type AddressConfig struct {
 type Rule struct {
 	// Name in metrics, refusals and header fields. Buckets survive a reload under it.
 	Name string `yaml:"name"`
-	// What has a bucket of its own: `ip`, `key`, `tenant`, `model`, `surface`, `class`, or several of them together. Empty is one bucket for all. Requests without a key, or without an address, are one.
+	// What has a bucket of its own: `ip`, `key`, `tenant`, `model`, `surface`, `class`, `route` (the rule of `route.rules` that decided), or several of them together. Empty is one bucket for all. Requests without a key, or without an address, are one.
 	By []string `yaml:"by"`
 	// Which requests the rule is for; those that match all that it names.
 	Only Only `yaml:"only"`
@@ -62,7 +62,7 @@ type Rule struct {
 type Only struct {
 	// Tenants.
 	Tenants []string `yaml:"tenants"`
-	// Models as clients ask for them.
+	// Models that will run, by the names that clients use.
 	Models []string `yaml:"models"`
 	// Public names of keys.
 	Keys []string `yaml:"keys"`
@@ -70,6 +70,8 @@ type Only struct {
 	Classes []string `yaml:"classes"`
 	// Surfaces: `chat`, `completions`, `embeddings`, `messages`, `responses`.
 	Surfaces []string `yaml:"surfaces"`
+	// Rules of `route.rules` that have decided where the request goes, or had a part in it.
+	Routes []string `yaml:"routes"`
 }
 
 // Bucket is a token bucket.
@@ -141,10 +143,11 @@ const (
 	byModel   = "model"
 	bySurface = "surface"
 	byClass   = "class"
+	byRoute   = "route"
 )
 
 // subjects are all words of `by`, in the order in which keys are made of them.
-var subjects = [...]string{byIP, byKey, byTenant, byModel, bySurface, byClass}
+var subjects = [...]string{byIP, byKey, byTenant, byModel, bySurface, byClass, byRoute}
 
 // Names of what is limited without a rule.
 const (
@@ -297,7 +300,7 @@ func (r *Rule) countable(m *mistakes, at string) {
 	for _, only := range []struct {
 		by   string
 		list []string
-	}{{byTenant, r.Only.Tenants}, {byKey, r.Only.Keys}, {byModel, r.Only.Models}, {byClass, r.Only.Classes}, {bySurface, r.Only.Surfaces}} {
+	}{{byTenant, r.Only.Tenants}, {byKey, r.Only.Keys}, {byModel, r.Only.Models}, {byClass, r.Only.Classes}, {bySurface, r.Only.Surfaces}, {byRoute, r.Only.Routes}} {
 		if len(only.list) > 0 && !slices.Contains(r.By, only.by) {
 			m.add(at+"budget", "a budget of some of the %ss needs %s in by", only.by, only.by)
 		}
@@ -306,7 +309,7 @@ func (r *Rule) countable(m *mistakes, at string) {
 
 // validate notes every mistake.
 func (o *Only) validate(m *mistakes, at string) {
-	for key, list := range map[string][]string{"tenants": o.Tenants, "models": o.Models, "keys": o.Keys} {
+	for key, list := range map[string][]string{"tenants": o.Tenants, "models": o.Models, "keys": o.Keys, "routes": o.Routes} {
 		for i, p := range list {
 			if p == "" || strings.ContainsAny(p, `[]\`) {
 				m.add(fmt.Sprintf("%s%s[%d]", at, key, i), "can never match: want a name, or a pattern with * and ?, got %q", p)

@@ -75,6 +75,7 @@ func TestSubjects(t *testing.T) {
 		"model":   func(r *inference.Request) { r.Model = "m2" },
 		"surface": func(r *inference.Request) { r.Surface = inference.Embeddings },
 		"class":   func(r *inference.Request) { r.Class = inference.VIP },
+		"route":   func(r *inference.Request) { r.Rule = "heavy" },
 	}
 	for by := range others {
 		for _, store := range []string{limit.KindLocal, limit.KindRedis} {
@@ -119,6 +120,21 @@ func TestOnly(t *testing.T) {
 		}
 	}
 	refused(t, l, noon, request("b", 1), "rate_requests")
+}
+
+func TestOnlyRoutes(t *testing.T) {
+	l := rules(t, limit.Rule{Name: "one", Only: limit.Only{Routes: []string{"heavy"}}, Requests: per(1, time.Hour, 1)})
+	routed := func(names string) *inference.Request {
+		req := request("a", 1)
+		req.Rule = names
+		return req
+	}
+	reserve(t, l, noon, routed("heavy"))
+	for names, limited := range map[string]bool{"heavy": true, "europe,heavy": true, "": false, "light": false, "heavy2": false} {
+		if _, err := l.Reserve(t.Context(), noon, routed(names)); (err != nil) != limited {
+			t.Errorf("%q: %v, want it limited: %t", names, err, limited)
+		}
+	}
 }
 
 // TestAllOrNone: a refusal charges nothing anywhere.

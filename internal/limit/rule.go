@@ -2,6 +2,7 @@ package limit
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -188,7 +189,21 @@ func (q *quotas) compile(quota inference.Quota) *rule {
 // matches says whether the rule is for a request.
 func (r *rule) matches(req *inference.Request) bool {
 	return (r.classes == 0 || r.classes&(1<<req.Class) != 0) && (r.surfaces == 0 || r.surfaces&(1<<req.Surface) != 0) &&
-		anyMatches(r.only.Tenants, req.Tenant) && anyMatches(r.only.Keys, req.Key) && anyMatches(r.only.Models, req.Model)
+		anyMatches(r.only.Tenants, req.Tenant) && anyMatches(r.only.Keys, req.Key) && anyMatches(r.only.Models, req.Model) && r.routed(req.Rule)
+}
+
+// routed says whether one of the rules that have routed a request is among those that
+// the rule is for.
+func (r *rule) routed(names string) bool {
+	if len(r.only.Routes) == 0 {
+		return true
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if anyMatches(r.only.Routes, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // anyMatches says whether a name matches one of the patterns, or there are none.
@@ -249,6 +264,8 @@ func (p *parts) of(i int) Key {
 		*k = Key{uint64(p.req.Surface), 3}
 	case byClass:
 		*k = Key{uint64(p.req.Class), 4}
+	case byRoute:
+		*k = p.hash.text(p.req.Rule)
 	}
 	return *k
 }

@@ -61,7 +61,7 @@ func (r *Router) steer(now time.Time, req *inference.Request) (*inference.Reques
 // take adds a decision, and changes the request, which nobody else has yet.
 func (s *steered) take(d Decision, req *inference.Request) {
 	if d.Rule != "" {
-		s.rule = d.Rule
+		s.rule, req.Rule = d.Rule, d.Rule
 	}
 	if d.Mirror != nil {
 		s.mirror, s.shadow = d.Mirror, d.Arm

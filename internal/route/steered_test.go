@@ -135,7 +135,7 @@ func TestActionsChangeACopy(t *testing.T) {
 		t.Errorf("the client's request was changed (-want +got):\n%s", diff)
 	}
 	got := p.Request
-	if got == req || got.Model != "small" || got.Asked != "m" || got.Class != inference.Batch || p.Rule != "r" {
+	if got == req || got.Model != "small" || got.Asked != "m" || got.Class != inference.Batch || p.Rule != "r" || got.Rule != "r" {
 		t.Errorf("got %+v", got)
 	}
 	if diff := cmp.Diff(http.Header{"X-A": {"2"}, "X-C": {"3"}}, got.Header); diff != "" {

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,6 +99,8 @@ func New(rules []Rule, parts Parts) (*Set, error) {
 	for i, r := range rules {
 		if r.Name == "" {
 			bad(i, ".name", errors.New("is missing"))
+		} else if strings.Contains(r.Name, ",") {
+			bad(i, ".name", fmt.Errorf("%q has a comma, which stands between names", r.Name))
 		} else if first, ok := seen[r.Name]; ok {
 			bad(i, ".name", fmt.Errorf("%q is the name of rules[%d] already", r.Name, first))
 		}

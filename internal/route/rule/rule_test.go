@@ -120,6 +120,7 @@ func TestMistakes(t *testing.T) {
 		"too long":          {[]rule.Rule{{Name: "a", When: strings.Repeat("stream or ", 500) + "stream", Then: ok}}, []string{"rules[0].when: longer than"}},
 		"too many nodes":    {[]rule.Rule{{Name: "a", When: strings.Repeat("stream or ", 200) + "stream", Then: ok}}, []string{"rules[0].when: "}},
 		"no name":           {[]rule.Rule{{When: `stream`, Then: ok}}, []string{"rules[0].name: is missing"}},
+		"a comma":           {[]rule.Rule{{Name: "a,b", When: `stream`, Then: ok}}, []string{`rules[0].name: "a,b" has a comma`}},
 		"two of one name":   {[]rule.Rule{{Name: "a", When: `stream`, Then: ok}, {Name: "a", When: `not stream`, Then: ok}}, []string{`rules[1].name: "a" is the name of rules[0] already`}},
 		"nothing to do":     {[]rule.Rule{{Name: "a", When: `stream`}}, []string{"rules[0].then: does nothing"}},
 		"a class raised":    {[]rule.Rule{{Name: "a", Then: route.Action{Class: "vip"}}}, []string{`rules[0].then.class: want normal or batch, got "vip"`}},
