@@ -325,9 +325,7 @@ func (f *flight) relayEvents(a *attempt) error {
 		}
 		if ev.Kind == inference.EventDelta {
 			f.rec.Tokens++
-			if f.receipt != nil {
-				f.receipt.Spend(ev.At, f.rec.Tokens)
-			}
+			f.spend(ev.At)
 			f.rec.Gaps.Observe(ev.At.Sub(last))
 			last = ev.At
 		}
@@ -335,6 +333,17 @@ func (f *flight) relayEvents(a *attempt) error {
 		err = f.send(ev.Raw, !ev.More)
 	}
 	return f.gone(err)
+}
+
+// spend tells what was streamed so far: the limits, or the first reader of a shared flight,
+// which has a receipt of its own.
+func (f *flight) spend(at time.Time) {
+	switch {
+	case f.receipt != nil:
+		f.receipt.Spend(at, f.rec.Tokens)
+	case f.shared != nil:
+		f.shared.tokens.Store(f.rec.Tokens)
+	}
 }
 
 // slowReader is how long a write to the reader may take before it counts as the

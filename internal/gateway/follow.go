@@ -63,6 +63,9 @@ type relayed struct {
 // take passes on what was found on the tape. done says that the reader has been
 // told the end.
 func (r *relayed) take(v view) (done bool, err *inference.Error) {
+	if r.seat.lead && r.f.receipt != nil {
+		r.f.receipt.Spend(time.Now(), r.seat.flight.shared.tokens.Load())
+	}
 	if r.collect && v.head != nil && v.head.Stream {
 		return r.takeWhole(v)
 	}

@@ -19,6 +19,7 @@ import (
 // quota is gateway.Limits, and counts its receipts.
 type quota struct {
 	refuse *inference.Error
+	spend  func(tokens int64) // what Spend does besides; nil is nothing
 
 	mu      sync.Mutex
 	held    int
@@ -51,6 +52,9 @@ func (q *quota) Spend(_ time.Time, tokens int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.stepped = append(q.stepped, tokens)
+	if q.spend != nil {
+		q.spend(tokens)
+	}
 }
 
 // Settle implements gateway.Receipt.
@@ -177,6 +181,36 @@ func TestWhatIsNotGeneratedIsNotCharged(t *testing.T) {
 	background.Class = inference.Idle
 	r.gateway.Serve(t.Context(), background, gateway.Discard{})
 	r.limits.settled(t)
+}
+
+// TestASharedStreamIsChargedAsItComes to the one for whom it was begun.
+func TestASharedStreamIsChargedAsItComes(t *testing.T) {
+	two := make(chan struct{})
+	r := newRig(t, nil, testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+		x.Stream()
+		x.Delta("a")
+		x.Delta("b")
+		select {
+		case <-two:
+		case <-time.After(10 * time.Second):
+			t.Error("two tokens were streamed, and nothing was charged")
+		}
+		x.Delta("c")
+		x.Finish()
+		return true
+	}))
+	newShelf(r)
+	once := sync.OnceFunc(func() { close(two) })
+	r.limits = &quota{spend: func(tokens int64) {
+		if tokens == 2 {
+			once()
+		}
+	}}
+	r.serve(t.Context(), streamBody, nil).code(t, "")
+	r.limits.settled(t, inference.Usage{PromptTokens: 8, CompletionTokens: 3})
+	if n := slices.Max(append(r.limits.stepped, 0)); n != 3 {
+		t.Errorf("Spend was told of %d tokens, want 3", n)
+	}
 }
 
 // TestACopyIsSentAndItsAnswerDropped as the plan says, without a part in the client's

@@ -49,8 +49,9 @@ type shared struct {
 	whole  bool // its first reader wants the answer in one piece
 	landed chan struct{}
 
-	retried bool        // another flight was begun in its place; guarded by the list's mutex
-	claimed atomic.Bool // a reader has taken the record
+	tokens  atomic.Int64 // of the stream so far, for its first reader's limits
+	retried bool         // another flight was begun in its place; guarded by the list's mutex
+	claimed atomic.Bool  // a reader has taken the record
 	urgent  urgency
 }
 
