@@ -66,6 +66,7 @@ type App struct {
 	fleet     *fleet.Fleet
 	keys      *identity.Keys
 	limiter   *limit.Limiter
+	limitKind string // where its buckets are: limit.store.kind at the start
 	steering  *steering
 	router    *route.Router
 	upstream  *upstream.Client
@@ -220,7 +221,7 @@ func (a *App) apply(file *config.File) error {
 		{"upstream", func(f *config.File, _ map[string]health.Pool) error { return a.upstream.Apply(upstreams(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route.Config, tiers(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
-		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.limiter.Apply(f.Limit) }},
+		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.applyLimits(f) }},
 		{"health", func(_ *config.File, p map[string]health.Pool) error { return a.health.Apply(p) }},
 		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f)) }},
 		// The last: arms that are taken back would begin again, without what they have found.

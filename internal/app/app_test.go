@@ -391,8 +391,8 @@ func TestARefusedReloadLeavesExperimentsAlone(t *testing.T) {
 		_, before = r.do("GET", r.admin+"/admin/experiments", "")
 		return strings.Contains(before, `"requests":1`) || strings.Contains(before, `"requests": 1`)
 	})
-	// The arms are good; Redis cannot be used without a restart.
-	write(t, r.path, text(pool("gpu", one), arms(3), "store: {redis: {addresses: [\"127.0.0.1:1\"]}}", "limit: {store: {kind: redis}}"))
+	// The arms are good; a database cannot be used without a restart.
+	write(t, r.path, text(pool("gpu", one), arms(3), "identity: {sql: true}"))
 	if status, body := r.do("POST", r.admin+"/admin/reload", ""); status != 422 {
 		t.Fatalf("got %d %s", status, body)
 	}

@@ -42,7 +42,15 @@ func (a *App) buildLimits(file *config.File) (err error) {
 	if a.limiter, err = limit.New(file.Limit, parts); err != nil {
 		return fmt.Errorf("limit: %w", err)
 	}
+	a.limitKind = file.Limit.Store.Kind
 	return nil
+}
+
+// applyLimits replaces the limits. Where buckets are kept changes with a restart.
+func (a *App) applyLimits(file *config.File) error {
+	cfg := file.Limit
+	cfg.Store.Kind = a.limitKind
+	return a.limiter.Apply(cfg)
 }
 
 // limits adapts the limiter to what the gateway calls.

@@ -104,6 +104,7 @@ func (a *App) Reload(context.Context) error {
 	if err != nil {
 		a.reload.refused(err, now)
 		a.log.Error("reload refused; the old configuration stays in force", "component", "config", "err", err)
+		a.followKeys(old)
 		return err
 	}
 	a.reload.succeeded(file, now)
@@ -112,6 +113,16 @@ func (a *App) Reload(context.Context) error {
 		a.log.Warn("these keys have changed and take effect with a restart", "component", "config", "keys", changed)
 	}
 	return nil
+}
+
+// followKeys reads the files of keys again that the configuration in force names: a key
+// is revoked at once, also while somebody writes a new configuration that is wrong.
+func (a *App) followKeys(file *config.File) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.keys.Apply(file.Identity); err != nil {
+		a.log.Warn("the keys stay as they were", "component", "identity", "err", err)
+	}
 }
 
 // restartKeys lists the keys that differ and that a running gateway cannot change.
