@@ -52,7 +52,7 @@ func TestWarningsOfTheAgent(t *testing.T) {
 	cfg := config(a.URL())
 	cfg.PassingOnly, cfg.Tags, cfg.Filter = false, []string{"gpu", "eu"}, `Service.Meta.kind == "h100"`
 	s := service("a", 8001, "gpu", "eu")
-	s.Weights, s.Meta = map[string]int{"Passing": 5, "Warning": 2}, map[string]any{"kind": "h100"}
+	s.Weights, s.Meta = map[string]int{"Passing": 5, "Warning": 2}, map[string]string{"kind": "h100"}
 	a.Set(s, "warning")
 	a.Set(service("no-tag", 8002, "gpu"), "passing")
 	a.Set(service("no-meta", 8003, "gpu", "eu"), "passing")
@@ -94,7 +94,7 @@ func TestAgentRestarts(t *testing.T) {
 	}
 	got, l := run(t, config(a.URL()))
 	expect(t, got, at("http://10.0.0.1:8030"))
-	a.Kill()
+	a.Close()
 	testkit.Eventually(t, "the outage is logged", func() bool { return l.Count("cannot be asked") == 1 })
 	if len(got) != 0 {
 		t.Fatalf("an outage was reported as %v", <-got)

@@ -215,7 +215,9 @@ func TestErrorsKeepTheSetAndAreLoggedOnce(t *testing.T) {
 		"403": func(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "ACL not found: "+r.Header.Get("X-Consul-Token"), http.StatusForbidden)
 		},
-		"redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		},
 		"garbage":   func(w http.ResponseWriter, _ *http.Request) { say(w, "7", "<html>") },
 		"null":      func(w http.ResponseWriter, _ *http.Request) { say(w, "7", "null") },
 		"an object": func(w http.ResponseWriter, _ *http.Request) { say(w, "7", `{"a":1}`) },

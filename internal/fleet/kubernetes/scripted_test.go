@@ -158,11 +158,13 @@ func TestWatchesGoOnAfterTheirEnd(t *testing.T) {
 func TestErrorsKeepTheSetAndAreLoggedOnce(t *testing.T) {
 	t.Parallel()
 	wrong := map[string]func(w http.ResponseWriter, r *http.Request){
-		"500":       func(w http.ResponseWriter, _ *http.Request) { status(w, 500, "InternalError", "etcd is away") },
-		"503":       func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "busy", http.StatusServiceUnavailable) },
-		"429":       func(w http.ResponseWriter, _ *http.Request) { status(w, 429, "TooManyRequests", "slow down") },
-		"403":       func(w http.ResponseWriter, _ *http.Request) { status(w, 403, "Forbidden", "may not") },
-		"redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect) },
+		"500": func(w http.ResponseWriter, _ *http.Request) { status(w, 500, "InternalError", "etcd is away") },
+		"503": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "busy", http.StatusServiceUnavailable) },
+		"429": func(w http.ResponseWriter, _ *http.Request) { status(w, 429, "TooManyRequests", "slow down") },
+		"403": func(w http.ResponseWriter, _ *http.Request) { status(w, 403, "Forbidden", "may not") },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		},
 		"garbage":   func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") },
 		"truncated": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"kind":"EndpointSliceList","items":[{`) },
 		"other":     func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"kind":"PodList","apiVersion":"v1"}`) },

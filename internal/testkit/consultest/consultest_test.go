@@ -25,7 +25,7 @@ func TestAgent(t *testing.T) {
 	if got := a.Do(http.MethodGet, "/v1/health/service/vllm", nil); strings.TrimSpace(got) != "[]" {
 		t.Errorf("removed: %s", got)
 	}
-	a.Kill()
+	a.Close()
 	if _, err := a.Try(http.MethodGet, "/v1/status/leader", nil); err == nil {
 		t.Error("a killed agent answers")
 	}

@@ -1,4 +1,4 @@
-package kubetest
+package registry
 
 import (
 	"crypto/ecdsa"
@@ -15,7 +15,7 @@ import (
 
 // certificates writes a new authority's certificate, and the server's with its
 // key, and returns the authority's.
-func (s *Server) certificates() (*x509.Certificate, error) {
+func (s *Kubernetes) certificates() (*x509.Certificate, error) {
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "authority of the tests"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),

@@ -1,8 +1,0 @@
-//go:build !linux
-
-package consultest
-
-import "syscall"
-
-// dieWithParent asks for nothing where the system has no such thing.
-func dieWithParent() *syscall.SysProcAttr { return nil }
