@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -56,6 +57,8 @@ type rig struct {
 
 	serves   atomic.Int64 // requests that reached the gateway
 	identity func(http.Header) (inference.Caller, error)
+	admit    func(ip netip.Addr) error
+	feedback func(tenant, request string, score float64) error
 	models   []string
 	timeout  time.Duration
 
@@ -72,6 +75,14 @@ func (r *rig) Identify(h http.Header) (inference.Caller, error) {
 		return r.identity(h)
 	}
 	return inference.Caller{Tenant: inference.Anonymous}, nil
+}
+
+// Admit implements api.Addresses.
+func (r *rig) Admit(_ time.Time, ip netip.Addr) error {
+	if r.admit != nil {
+		return r.admit(ip)
+	}
+	return nil
 }
 
 // ok is what the scripted gateway answers with.
@@ -134,6 +145,8 @@ func newRig(t *testing.T, change func(*api.Config), serve api.Serve) *rig {
 			r.mu.records = append(r.mu.records, *rec)
 		},
 		Identity: r,
+		Limits:   r,
+		Feedback: func(tenant, request string, score float64) error { return r.feedback(tenant, request, score) },
 		Timeout:  func() time.Duration { return r.timeout },
 		Models:   func() []string { return r.models },
 		Probes: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
