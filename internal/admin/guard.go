@@ -61,7 +61,7 @@ func (g *guard) admitOperator(r *http.Request) *problem {
 		}
 		return &problem{http.StatusUnauthorized, codeUnauthorized, "the admin token is missing or wrong; send it as \"Authorization: Bearer TOKEN\""}
 	}
-	if g.clients == nil && !isLoopback(r.Host) {
+	if g.clients == nil && (!isLoopback(r.Host) || !reachedHere(r)) {
 		return &problem{http.StatusForbidden, codeForbidden, "without an admin token only requests to localhost are answered"}
 	}
 	if err := http.NewCrossOriginProtection().Check(r); err != nil { // browsers send certificates by themselves
@@ -90,6 +90,13 @@ func (g *guard) certified(r *http.Request) bool {
 	}
 	_, err := r.TLS.PeerCertificates[0].Verify(opts)
 	return err == nil
+}
+
+// reachedHere says whether a request came to an address of this machine alone. A reload
+// may take the token away and does not move the listener.
+func reachedHere(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return !ok || local.IP.IsLoopback()
 }
 
 // isLoopback says whether a host, with or without a port, is this machine by

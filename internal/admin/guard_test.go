@@ -369,3 +369,23 @@ func TestPagesWithACertificate(t *testing.T) {
 		}
 	}
 }
+
+// TestATokenThatIsTakenAway by a reload, together with a listener that a reload cannot
+// change, opens nothing: who connects from elsewhere can name any host.
+func TestATokenThatIsTakenAway(t *testing.T) {
+	r := newRig(t, admin.Config{Listen: "127.0.0.1:9090"})
+	at := func(ip string) func(*http.Request) {
+		return func(req *http.Request) {
+			local := &net.TCPAddr{IP: net.ParseIP(ip), Port: 9090}
+			*req = *req.WithContext(context.WithValue(req.Context(), http.LocalAddrContextKey, local))
+		}
+	}
+	for ip, want := range map[string]int{"127.0.0.1": 200, "::1": 200, "10.0.0.7": 403, "2001:db8::1": 403} {
+		if got := ask(r, "GET", "/admin/config", at(ip)).Code; got != want {
+			t.Errorf("connected to %s: got %d, want %d", ip, got, want)
+		}
+	}
+	if got := ask(r, "GET", "/livez", at("10.0.0.7")).Code; got != 200 {
+		t.Errorf("a probe got %d", got)
+	}
+}
