@@ -129,7 +129,11 @@ func (o *operator) explain(ctx context.Context, config string, q admin.RouteQues
 		if err != nil {
 			return nil, err
 		}
-		return a.Explain(ctx, q)
+		answer, err := a.Explain(ctx, q)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errUsage, err) // as of a running gateway
+		}
+		return answer, nil
 	}
 	body, err := json.Marshal(q)
 	if err != nil {
