@@ -42,10 +42,18 @@ const run = {
   unknown: () => failing(() => client.messages.create(ask("nobody"))),
   bad: () => failing(() => client.messages.create(ask("bad"))),
   busy: () => failing(() => client.messages.create(ask("busy"))),
+  limited: () => again("limited"),
+  spent: () => again("spent"),
   cut: () => stream(ask("cut")),
   wait: () => stream(ask("wait")),
   leave: () => stream(ask("sim", { max_tokens: 4000 }), { headers: { "X-Engine-Output-Tokens": "4000" } }, 3),
 };
+
+// again asks twice, and says what becomes of the second.
+async function again(model) {
+  await client.messages.create(ask(model));
+  return failing(() => client.messages.create(ask(model)));
+}
 
 async function failing(call) {
   try {

@@ -28,11 +28,12 @@ import (
 	"github.com/spillway/spillway/internal/engine"
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/limit"
 	"github.com/spillway/spillway/internal/testkit"
 )
 
 // cases are what every SDK goes through, by the names that the drivers know.
-var cases = []string{"models", "chat", "stream", "extra", "rebuilt", "embeddings", "unknown", "bad", "busy", "cut", "wait", "leave"}
+var cases = []string{"models", "chat", "stream", "extra", "rebuilt", "embeddings", "unknown", "bad", "busy", "limited", "spent", "cut", "wait", "leave"}
 
 // result is what a driver says of one case; fields that do not apply are absent.
 type result struct {
@@ -100,7 +101,7 @@ func TestSDK(t *testing.T) {
 				t.Run(strings.Fields(c)[1], func(t *testing.T) { st.checkKept(t, s, c, got[c]) })
 			}
 			testkit.Eventually(t, "every request is in the access log", func() bool {
-				return len(st.log(t)) == st.logged(s, got)
+				return len(st.log(t)) == st.logged(t, s, got)
 			})
 		})
 	}
@@ -155,6 +156,10 @@ func (st *stack) check(t *testing.T, s sdk, r *result) {
 		}
 	case "busy":
 		st.checkBusy(t, r)
+	case "limited":
+		st.checkLimited(t, r)
+	case "spent":
+		st.checkSpent(t, s, r)
 	case "cut":
 		if r.Raised == nil {
 			t.Errorf("the cut was not raised: %+v", r)
@@ -251,9 +256,36 @@ func (st *stack) checkBusy(t *testing.T, r *result) {
 	}
 }
 
+// checkLimited judges two requests of which the second is one too many for a second:
+// the SDKs come back when Retry-After says so, and get their answer.
+func (st *stack) checkLimited(t *testing.T, r *result) {
+	t.Helper()
+	if r.Status != 200 {
+		t.Errorf("status %d, code %q (%s), want an answer behind the limit", r.Status, r.Code, r.Message)
+	}
+	testkit.Eventually(t, "both answers are logged", func() bool { return st.count(t, "limited", "ok") == 2 })
+	if n := st.count(t, "limited", string(inference.CodeRateLimited)); n < 1 || n > 2 { // some SDKs take off a quarter of the wait as jitter
+		t.Errorf("%d refusals, so the case proves nothing", n)
+	}
+}
+
+// checkSpent judges a budget that is spent: the SDKs do not come back.
+func (st *stack) checkSpent(t *testing.T, s sdk, r *result) {
+	t.Helper()
+	code := string(inference.CodeQuotaSpent)
+	if s.anthropic {
+		code = "rate_limit_error"
+	}
+	if r.Status != 429 || r.Code != code {
+		t.Errorf("status %d, code %q (%s), want 429 %s", r.Status, r.Code, r.Message, code)
+	}
+	testkit.Eventually(t, "one refusal is logged", func() bool { return st.count(t, "spent", string(inference.CodeQuotaSpent)) == 1 })
+}
+
 // logged is the number of requests that reach the gateway's access log.
-func (st *stack) logged(s sdk, got map[string]*result) int {
-	n := len(cases) - len(s.without) + 2 // busy is tried three times
+func (st *stack) logged(t *testing.T, s sdk, got map[string]*result) int {
+	n := len(cases) - len(s.without) + 2                               // busy is tried three times
+	n += 2 + st.count(t, "limited", string(inference.CodeRateLimited)) // limited and spent are asked twice
 	if !slices.Contains(s.without, "models") {
 		n-- // the list of models is no request of a model
 	}
@@ -420,6 +452,10 @@ func startStack(t *testing.T) *stack {
 	for model, script := range st.scripts() {
 		add(model, testkit.NewInstance(t, script).URL())
 	}
+	file.Limit.Rules = []limit.Rule{
+		{Name: "limited", Only: limit.Only{Models: []string{"limited"}}, Requests: limit.Bucket{Rate: limit.Rate{N: 1, Per: time.Second}}},
+		{Name: "spent", By: []string{"model"}, Only: limit.Only{Models: []string{"spent"}}, Budget: limit.Budget{Day: 1}},
+	}
 	file.Fleet.Regions = []config.Region{region}
 	st.url = startGateway(t, file)
 	st.url = st.watch(t, strings.TrimPrefix(st.url, "http://"))
@@ -495,15 +531,20 @@ var chunks = []string{
 // scripts are the model servers whose answers are fixed, by model.
 func (st *stack) scripts() map[string]func(*testkit.Exchange) bool {
 	messages := func(x *testkit.Exchange) bool { return strings.HasSuffix(x.Request.URL.Path, "/messages") }
+	say := func(x *testkit.Exchange) bool {
+		if messages(x) {
+			x.JSON(200, messagesAnswer)
+		} else {
+			x.JSON(200, chatAnswer)
+		}
+		return true
+	}
 	return map[string]func(*testkit.Exchange) bool{
+		"limited": say,
+		"spent":   say,
 		"tools": func(x *testkit.Exchange) bool {
 			st.keep("tools", x.Body)
-			if messages(x) {
-				x.JSON(200, messagesAnswer)
-			} else {
-				x.JSON(200, chatAnswer)
-			}
-			return true
+			return say(x)
 		},
 		"chunks": func(x *testkit.Exchange) bool {
 			st.keep("chunks", x.Body)

@@ -50,6 +50,8 @@ const run = {
   unknown: () => failing(() => client.chat.completions.create(ask("nobody"))),
   bad: () => failing(() => client.chat.completions.create(ask("bad"))),
   busy: () => failing(() => client.chat.completions.create(ask("busy"))),
+  limited: () => again("limited"),
+  spent: () => again("spent"),
   cut: () => stream(ask("cut")),
   wait: () => stream(ask("wait")),
   leave: () => stream(ask("sim", { max_tokens: 4000 }), { headers: { "X-Engine-Output-Tokens": "4000" } }, 3),
@@ -64,6 +66,12 @@ async function tool(model, more = {}) {
     tool: call.name, arguments: call.arguments, reasoning: m.reasoning_content, unknown: r.vendor_answer,
     finish: r.choices[0].finish_reason, usage: r.usage.completion_tokens,
   };
+}
+
+// again asks twice, and says what becomes of the second.
+async function again(model) {
+  await client.chat.completions.create(ask(model));
+  return failing(() => client.chat.completions.create(ask(model)));
 }
 
 async function failing(call) {

@@ -45,6 +45,12 @@ def failing(call):
         return {"status": err.status_code, "code": err.code, "message": err.message, "name": type(err).__name__}
 
 
+def again(model):
+    """Asks twice, and says what becomes of the second."""
+    client.chat.completions.create(**ask(model))
+    return failing(lambda: client.chat.completions.create(**ask(model)))
+
+
 def models():
     return {"ids": [m.id for m in client.models.list()]}
 
@@ -150,6 +156,8 @@ run = {
     "unknown": lambda: failing(lambda: client.chat.completions.create(**ask("nobody"))),
     "bad": lambda: failing(lambda: client.chat.completions.create(**ask("bad"))),
     "busy": lambda: failing(lambda: client.chat.completions.create(**ask("busy"))),
+    "limited": lambda: again("limited"),
+    "spent": lambda: again("spent"),
     "cut": lambda: stream(ask("cut")),
     "wait": lambda: stream(ask("wait")),
     "leave": lambda: stream(ask("sim", max_tokens=4000), leave_after=3, extra_headers={"X-Engine-Output-Tokens": "4000"}),

@@ -43,6 +43,15 @@ func (c *sdk) fail(ctx context.Context, r *drive.Result, model string) error {
 	return nil
 }
 
+// again asks twice, and notes what becomes of the second: 200 is an answer.
+func (c *sdk) again(ctx context.Context, r *drive.Result, model string) error {
+	if _, err := c.Chat.Completions.New(ctx, ask(model, 12)); err != nil {
+		return err
+	}
+	r.Status = 200
+	return c.fail(ctx, r, model)
+}
+
 // stream reads a stream to its end, or leaves after a number of chunks.
 func (c *sdk) stream(ctx context.Context, r *drive.Result, p openai.ChatCompletionNewParams, leaveAfter int, o ...option.RequestOption) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -141,6 +150,8 @@ func cases(baseURL string) map[string]func(*drive.Result) error {
 		"unknown": func(r *drive.Result) error { return c.fail(ctx, r, "nobody") },
 		"bad":     func(r *drive.Result) error { return c.fail(ctx, r, "bad") },
 		"busy":    func(r *drive.Result) error { return c.fail(ctx, r, "busy") },
+		"limited": func(r *drive.Result) error { return c.again(ctx, r, "limited") },
+		"spent":   func(r *drive.Result) error { return c.again(ctx, r, "spent") },
 		"cut":     func(r *drive.Result) error { return c.stream(ctx, r, ask("cut", 12), 0) },
 		"wait":    func(r *drive.Result) error { return c.stream(ctx, r, ask("wait", 12), 0) },
 		"leave": func(r *drive.Result) error {
