@@ -426,6 +426,57 @@ func TestWhatIsNotGeneratedCostsNothing(t *testing.T) {
 	}
 }
 
+// TestAGenerationIsPaidForByWhoAskedForIt, and not by a twin that saw its end sooner;
+// where the first has left, one of the twins pays.
+func TestAGenerationIsPaidForByWhoAskedForIt(t *testing.T) {
+	enough := make(chan struct{})
+	o := newOracle(t, func(string, int) { <-enough })
+	r := newRig(t, spenders(t, pool("gpu", o.Instance), "{name: a, tokens: {rate: 1000000/m}}", "cache: {sql: {enabled: false}, rules: [{tenants: [acme, umbra, own], shared: true, keep: deterministic}]}",
+		"usage: {ledger: {flush: 100ms}}", "store: {directory: "+t.TempDir()+"}"))
+	const n = 20
+	joined := 0.0
+	admitted := func(more float64) {
+		t.Helper()
+		joined += more
+		testkit.Eventually(t, "they are under way", func() bool { return r.number(`spillway_limit_checks_total{outcome="admitted",rule="a"}`) == joined })
+	}
+	for i := range n {
+		q := fmt.Sprint("question ", i)
+		var wg sync.WaitGroup
+		wg.Go(func() { r.wants(q, streamed, bearer("acme-1")) })
+		testkit.Eventually(t, "it is generated", func() bool { return o.generations(q) == 1 })
+		for range 3 {
+			wg.Go(func() { r.wants(q, streamed, bearer("umbra-1")) })
+		}
+		admitted(4)
+		enough <- struct{}{}
+		wg.Wait()
+	}
+	testkit.Eventually(t, "the ledger has all of it", func() bool { _, prompt, output := r.spending("acme"); return prompt == 5*n && output == 13*n })
+	if requests, prompt, output := r.spending("umbra"); requests+prompt+output != 0 {
+		t.Errorf("those who followed pay for %d requests, %d and %d tokens", requests, prompt, output)
+	}
+
+	conn, err := net.Dial("tcp", strings.TrimPrefix(r.api, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := surfaces["chat"].body("left", streamed)
+	fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n\r\n%s", bearer("acme-1"), len(body), body)
+	testkit.Eventually(t, "it is generated", func() bool { return o.generations("left") == 1 })
+	var wg sync.WaitGroup
+	wg.Go(func() { r.wants("left", streamed, bearer("umbra-1")) })
+	admitted(2)
+	conn.Close()
+	testkit.Eventually(t, "the first has left", func() bool { return strings.Contains(r.out.String(), `"code":"canceled"`) })
+	enough <- struct{}{}
+	wg.Wait()
+	testkit.Eventually(t, "who stayed has paid", func() bool { _, prompt, output := r.spending("umbra"); return prompt == 5 && output == 13 })
+	if _, prompt, output := r.spending("acme"); prompt != 5*n || output != 13*n {
+		t.Errorf("who left has paid too: %d and %d tokens", prompt, output)
+	}
+}
+
 // TestTheLedgerAgreesWithLimits when clients leave at any moment: tokens that were
 // streamed, the ledger and the bucket are one number.
 func TestTheLedgerAgreesWithLimits(t *testing.T) {

@@ -52,6 +52,7 @@ type shared struct {
 	tokens  atomic.Int64 // of the stream so far, for its first reader's limits
 	retried bool         // another flight was begun in its place; guarded by the list's mutex
 	claimed atomic.Bool  // a reader has taken the record
+	unled   atomic.Bool  // the reader for whom it was started has left before the end
 	urgent  urgency
 }
 
@@ -245,16 +246,22 @@ func (f *flight) keep(t *inference.Transcript) {
 // stale is what the flight found in the cache and did not use.
 func (s *seat) stale() *inference.Stored { return s.flight.shared.tape.left() }
 
-// leave gives the seat up. One of the readers that see the flight's end, or make it
-// end, takes its record over: what it cost is counted once. leave returns the kept
-// answer that the flight found in its place.
+// leave gives the seat up. The reader for whom the flight was started takes its record
+// over, or, where that one left before the end, another that sees the end or makes it:
+// what it cost is counted once. leave returns the kept answer that the flight found in
+// its place.
 func (s *seat) leave(f *flight) *inference.Stored {
-	from, ended := s.flight.shared.tape.quit(s.at)
+	shared := s.flight.shared
+	from, ended := shared.tape.quit(s.at)
 	if s.flight.unseat() { // the last one sees it land, so that a drain waits for its answer to be kept
 		<-s.flight.shared.landed
 		ended = true
 	}
-	if ended && s.flight.shared.claimed.CompareAndSwap(false, true) {
+	if s.lead && !ended {
+		shared.unled.Store(true)
+		ended = shared.tape.over() // others may have seen the end just before, and left it to this one
+	}
+	if ended && (s.lead || shared.unled.Load()) && shared.claimed.CompareAndSwap(false, true) {
 		f.takeOver(&s.flight.rec)
 	} else if from == nil {
 		f.rec.Upstream += time.Since(s.since)

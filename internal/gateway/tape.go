@@ -238,6 +238,13 @@ func (t *tape) quit(c *cursor) (from *inference.Stored, ended bool) {
 	return t.from, t.ended
 }
 
+// over says whether the tape has ended.
+func (t *tape) over() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ended
+}
+
 // release is the flight's quit.
 func (t *tape) release() {
 	t.mu.Lock()
