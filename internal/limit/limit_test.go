@@ -235,6 +235,9 @@ func TestTurnedAway(t *testing.T) {
 	}
 	reserve(t, l, noon, request("a", 1)).Settle(noon, &inference.Record{Code: inference.CodeCanceled})
 	refused(t, l, noon, request("a", 1), "rate_requests")
+	tried := noon.Add(time.Hour)
+	reserve(t, l, tried, request("a", 1)).Settle(tried, &inference.Record{Code: inference.CodeNoCapacity, Attempts: make([]inference.Attempt, 1)})
+	refused(t, l, tried, request("a", 1), "rate_requests") // a server was asked
 }
 
 // TestRefundsAreExact: after disconnects at random the buckets stand where the tokens
@@ -471,9 +474,17 @@ type ledger struct {
 	mu    sync.Mutex
 	spent map[limit.Subject]int64
 	since []time.Time
+	while func() // what happens while it is asked, once; nil is nothing
 }
 
 func (l *ledger) Spent(s limit.Subject, since time.Time) (int64, bool) {
+	l.mu.Lock()
+	while := l.while
+	l.while = nil
+	l.mu.Unlock()
+	if while != nil {
+		while()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.since = append(l.since, since)
@@ -592,6 +603,36 @@ func TestLedgerIsAskedAgain(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestAnAnswerForYesterday, which comes when the day is over, says nothing of today.
+func TestAnAnswerForYesterday(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		book := &ledger{spent: map[limit.Subject]int64{{Tenant: "a"}: 50}}
+		l := limiter(t, func(c *limit.Config) {
+			c.Rules = []limit.Rule{{Name: "tenants", By: []string{"tenant"}, Budget: limit.Budget{Day: 1000}}}
+		}, limit.Parts{Ledger: book})
+		req := request("a", 1)
+		req.MaxTokens = 1
+		reserve(t, l, time.Now(), req)
+		tomorrow := time.Now().Add(24 * time.Hour)
+		book.mu.Lock()
+		book.while = func() {
+			book.set(limit.Subject{Tenant: "a"}, 0)
+			reserve(t, l, tomorrow, req) // the account is that of the next day
+			book.set(limit.Subject{Tenant: "a"}, 5000)
+		}
+		book.mu.Unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- l.Run(ctx) }()
+		time.Sleep(10*time.Second + time.Millisecond)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		reserve(t, l, tomorrow, req)
 	})
 }
 

@@ -35,6 +35,12 @@ func acts(a route.Action) stage { return always(route.Decision{Rule: "r", Action
 // serves m alone.
 func world(t testing.TB, rules, experiments route.Steering) *route.Router {
 	t.Helper()
+	return worldOf(t, route.Default(), rules, experiments)
+}
+
+// worldOf is a world with a configuration.
+func worldOf(t testing.TB, cfg route.Config, rules, experiments route.Steering) *route.Router {
+	t.Helper()
 	f := fleet.New(testkit.Discard())
 	both := map[string]string{"m": "m", "small": "small"}
 	chat := []inference.Surface{inference.Chat}
@@ -47,7 +53,7 @@ func world(t testing.TB, rules, experiments route.Steering) *route.Router {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	r, err := route.New(route.Default(), nil, f, testkit.Discard())
+	r, err := route.New(cfg, nil, f, testkit.Discard())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +107,21 @@ func TestActionsOrderPools(t *testing.T) {
 				t.Errorf("got %v, want %d that begin with %v", got, c.size, c.first)
 			}
 		})
+	}
+}
+
+// TestModelsThatStandInStayBehind the model itself, also where they are in a pool that
+// is preferred.
+func TestModelsThatStandInStayBehind(t *testing.T) {
+	cfg := route.Default()
+	cfg.Fallbacks = map[string][]string{"m": {"small"}}
+	p := plan(t, worldOf(t, cfg, acts(route.Action{Pools: map[string]int{"eu/cpu": 1}}), nil), asks())
+	var got []string
+	for _, c := range p.Candidates {
+		got = append(got, c.Pool.Name+" "+c.Fallback)
+	}
+	if len(got) != 5 || got[0] != "eu/cpu " || got[3] != "eu/cpu small" || got[4] != "eu/gpu small" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -184,6 +184,20 @@ func TestGuardOnTTFTSaysWhy(t *testing.T) {
 	}
 }
 
+// TestTheGuardSharesItsAlpha among the arms and the guards that are on.
+func TestTheGuardSharesItsAlpha(t *testing.T) {
+	three, one := canary(1, 1), canary(1, 1)
+	three.Arms = append(three.Arms, experiment.Arm{Name: "third", Weight: 1})
+	one.Guard.TTFT = 0
+	for want, cfg := range map[string]experiment.Config{"at an error of 0.025,": canary(1, 1), "at an error of 0.0125,": three, "at an error of 0.05,": one} {
+		s := created(t, cfg)
+		break5(t, s)
+		if got := s.Status(time.Now())[0].Reason; !strings.Contains(got, want) {
+			t.Errorf("no %q in %q", want, got)
+		}
+	}
+}
+
 func TestGuardsAndSmallDifferences(t *testing.T) {
 	off := canary(50, 50)
 	off.Guard.ErrorRate, off.Guard.TTFT = 0, 0
