@@ -63,22 +63,27 @@ func (s *steering) count(rule string) *atomic.Int64 {
 	return n.(*atomic.Int64)
 }
 
-// Names of the metrics of rules.
-var (
-	ruleDecisions = prometheus.NewDesc("spillway_route_rule_decisions_total", "Requests that a rule has decided, or had a part in.", []string{"rule"}, nil)
-	ruleFailures  = prometheus.NewDesc("spillway_route_rule_failures_total", "Expressions of rules that failed on a request, and counted as not true.", nil, nil)
-)
+// ruleDescs names the metrics of rules.
+func ruleDescs() (decisions, failures *prometheus.Desc) {
+	return prometheus.NewDesc("spillway_route_rule_decisions_total", "Requests that a rule has decided, or had a part in.", []string{"rule"}, nil),
+		prometheus.NewDesc("spillway_route_rule_failures_total", "Expressions of rules that failed on a request, and counted as not true.", nil, nil)
+}
 
 // Describe implements prometheus.Collector.
-func (s *steering) Describe(ch chan<- *prometheus.Desc) { ch <- ruleDecisions; ch <- ruleFailures }
+func (s *steering) Describe(ch chan<- *prometheus.Desc) {
+	decisions, failures := ruleDescs()
+	ch <- decisions
+	ch <- failures
+}
 
 // Collect implements prometheus.Collector.
 func (s *steering) Collect(ch chan<- prometheus.Metric) {
+	decisions, failures := ruleDescs()
 	s.counts.Range(func(rule, n any) bool {
-		ch <- prometheus.MustNewConstMetric(ruleDecisions, prometheus.CounterValue, float64(n.(*atomic.Int64).Load()), rule.(string))
+		ch <- prometheus.MustNewConstMetric(decisions, prometheus.CounterValue, float64(n.(*atomic.Int64).Load()), rule.(string))
 		return true
 	})
-	ch <- prometheus.MustNewConstMetric(ruleFailures, prometheus.CounterValue, float64(s.failures()))
+	ch <- prometheus.MustNewConstMetric(failures, prometheus.CounterValue, float64(s.failures()))
 }
 
 // failures is how many expressions have failed at run time.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/app"
+	"github.com/spillway/spillway/internal/inference"
 )
 
 // newRoute is the command `route`.
@@ -67,7 +69,7 @@ the decision is that of a gateway that has just started with this configuration.
 				q.Headers[strings.TrimSpace(name)] = strings.TrimSpace(value)
 			}
 			answer, err := o.explain(c.Context(), config, q)
-			if err != nil || answer == nil {
+			if err != nil {
 				return err
 			}
 			if o.json {
@@ -115,8 +117,7 @@ func readRequest(env Env, file string) (json.RawMessage, error) {
 	return body, nil
 }
 
-// explain asks a running gateway, or one that is made of a configuration. nil is an
-// answer that was printed already.
+// explain asks a running gateway, or one that is made of a configuration.
 func (o *operator) explain(ctx context.Context, config string, q admin.RouteQuestion) (*admin.RouteAnswer, error) {
 	if config != "" {
 		src := source{file: config}
@@ -131,6 +132,9 @@ func (o *operator) explain(ctx context.Context, config string, q admin.RouteQues
 		}
 		answer, err := a.Explain(ctx, q)
 		if err != nil {
+			if e, ok := errors.AsType[*inference.Error](err); ok && e.Code == inference.CodeModelNotFound {
+				err = fmt.Errorf("%w; models that servers list and instances that are discovered are known to a running gateway alone", err)
+			}
 			return nil, fmt.Errorf("%w: %w", errUsage, err) // as of a running gateway
 		}
 		return answer, nil

@@ -178,9 +178,10 @@ func (l *Limiter) Run(ctx context.Context) error {
 // takes one lock for a few instructions and does not allocate for one that may come.
 func (l *Limiter) Admit(now time.Time, ip netip.Addr) error {
 	set := l.set.Load()
-	m := &set.address[0]
+	m, profile := &set.address[0], Key{0, 6}
 	if l.parts.Emergency != nil && l.parts.Emergency() {
-		m = &set.address[1]
+		// Buckets of its own: what is owed at a slow rate would take long to pay back.
+		m, profile = &set.address[1], Key{1, 6}
 	}
 	ip = ip.Unmap().WithZone("")
 	if m.rate.Zero() || !ip.IsValid() {
@@ -191,7 +192,7 @@ func (l *Limiter) Admit(now time.Time, ip netip.Addr) error {
 			return nil
 		}
 	}
-	a := m.ask(l.secret.secret.with(network(ip)), 1)
+	a := m.ask(l.secret.secret.with(profile).with(network(ip)), 1)
 	if l.addresses.one(l.addresses.clock.Nano(now), &a) {
 		l.count.address.admitted.Add(1)
 		return nil
