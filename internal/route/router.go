@@ -129,6 +129,11 @@ func (r *Router) compileLatest() *directory {
 // not served, or not on this surface.
 func (r *Router) Plan(_ context.Context, req *inference.Request) (*fleet.Plan, error) {
 	req, steered := r.steer(time.Now(), req)
+	if steered != nil && req.Class == inference.Idle && r.ended(steered.arm) {
+		e := inference.Errorf(inference.CodeNotCached, "the experiment has ended: nobody asks for answers of its arm")
+		e.NoRetry = true
+		return nil, e
+	}
 	plan, err := r.plan(req)
 	if err == nil && steered != nil {
 		err = steered.apply(plan)

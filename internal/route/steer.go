@@ -18,6 +18,12 @@ type Steering interface {
 	Steer(now time.Time, req *inference.Request) Decision
 }
 
+// Arms says whether the arm of an experiment still takes requests. Experiments
+// implement it beside Steering.
+type Arms interface {
+	Runs(arm inference.Arm) bool
+}
+
 // Decision is what Steering wants for one request.
 type Decision struct {
 	Rule   string        // which rule decided; "" is none

@@ -58,6 +58,20 @@ func (r *Router) steer(now time.Time, req *inference.Request) (*inference.Reques
 	return req, s
 }
 
+// ended says whether an arm takes no requests any more.
+func (r *Router) ended(arm inference.Arm) bool {
+	stages := r.stages.Load()
+	if arm == (inference.Arm{}) || stages == nil {
+		return false
+	}
+	for _, stage := range *stages {
+		if arms, ok := stage.(Arms); ok {
+			return !arms.Runs(arm)
+		}
+	}
+	return false
+}
+
 // take adds a decision, and changes the request, which nobody else has yet.
 func (s *steered) take(d Decision, req *inference.Request) {
 	if d.Rule != "" {

@@ -234,6 +234,36 @@ func TestARequestIsSteeredOnce(t *testing.T) {
 	}
 }
 
+// trials is a stage of experiments of which one arm runs.
+type trials struct {
+	stage
+	runs inference.Arm
+}
+
+// Runs implements route.Arms.
+func (t trials) Runs(arm inference.Arm) bool { return arm == t.runs }
+
+// TestAnswersOfAnArmThatHasEnded are not made ahead any more; a client's request that
+// is under way goes on.
+func TestAnswersOfAnArmThatHasEnded(t *testing.T) {
+	arm := inference.Arm{Experiment: "e", Arm: "a"}
+	decides := always(route.Decision{Arm: arm})
+	r := world(t, nil, trials{decides, arm})
+	req := plan(t, r, asks()).Request
+	background := *req
+	background.Class = inference.Idle
+	if p := plan(t, r, &background); p.Arm != arm {
+		t.Errorf("while it runs: got %+v", p.Arm)
+	}
+	r.Steer(nil, trials{decides, inference.Arm{}})
+	if _, err := r.Plan(context.Background(), &background); err == nil {
+		t.Error("an answer is made ahead for an arm that has ended")
+	}
+	if p := plan(t, r, req); p.Arm != arm {
+		t.Errorf("a request under way: got %+v", p.Arm)
+	}
+}
+
 func TestAMirrorHasItsOwnPlan(t *testing.T) {
 	mirror := route.Decision{Arm: inference.Arm{Experiment: "shadow", Arm: "mirror"}, Mirror: &route.Action{Pools: map[string]int{"us/gpu": 1}, Strict: true, Headers: map[string]string{"X-Shadow": "1"}}}
 	r := world(t, acts(route.Action{Region: "eu"}), always(mirror))

@@ -187,6 +187,12 @@ func (s *Set) Steer(now time.Time, req *inference.Request) route.Decision {
 	return route.Decision{}
 }
 
+// Runs implements route.Arms.
+func (s *Set) Runs(arm inference.Arm) bool {
+	t := s.table.Load().byName[arm.Experiment]
+	return t != nil && t.life.state.Load().State == Running && slices.ContainsFunc(t.cfg.Arms, func(a Arm) bool { return a.Name == arm.Arm })
+}
+
 // Observe adds a finished request to its arm. It does not block, and keeps neither the
 // record nor its request. Records without an arm are passed over, and so are those of
 // answers that Spillway renews or makes ahead: they run when nothing else waits.

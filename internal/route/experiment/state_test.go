@@ -413,3 +413,22 @@ func label(m *dto.Metric, name string) string {
 	}
 	return ""
 }
+
+func TestRuns(t *testing.T) {
+	cfg := experiment.Default()
+	cfg.Name, cfg.Arms = "e", []experiment.Arm{{Name: "a", Weight: 1}, {Name: "b", Weight: 1}}
+	s, err := experiment.New([]experiment.Config{cfg}, experiment.Parts{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	arm := inference.Arm{Experiment: "e", Arm: "a"}
+	if !s.Runs(arm) || s.Runs(inference.Arm{Experiment: "e", Arm: "c"}) || s.Runs(inference.Arm{Experiment: "f", Arm: "a"}) {
+		t.Error("an arm that is there does not run, or one that is not does")
+	}
+	if err := s.Stop(time.Now(), "e", "t"); err != nil && !errors.Is(err, experiment.ErrNotKept) {
+		t.Fatal(err)
+	}
+	if s.Runs(arm) {
+		t.Error("it runs although it is stopped")
+	}
+}
