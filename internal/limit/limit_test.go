@@ -674,6 +674,7 @@ type broken struct {
 	err      error
 	gateways int
 	calls    int
+	late     time.Duration // a beat
 }
 
 func (b *broken) Take(ctx context.Context, now time.Time, asks []limit.Ask) (bool, error) {
@@ -688,6 +689,7 @@ func (b *broken) Take(ctx context.Context, now time.Time, asks []limit.Ask) (boo
 func (b *broken) Beat(context.Context) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	time.Sleep(b.late)
 	return b.gateways, b.err
 }
 
@@ -739,6 +741,17 @@ func TestSharedStoreFails(t *testing.T) {
 		if got := value(r.Fields(time.Now()), "X-Ratelimit-Remaining-Requests"); got != "9" {
 			t.Errorf("remaining = %s, want 9", got)
 		}
+		b.mu.Lock()
+		b.late = 100 * time.Millisecond
+		b.mu.Unlock()
+		b.set(nil, 4)
+		time.Sleep(5 * time.Second)
+		if _, resting := l.Gateways(); !resting {
+			t.Error("a store that is too slow for requests is asked again")
+		}
+		b.mu.Lock()
+		b.late = 0
+		b.mu.Unlock()
 		b.set(nil, 1) // it forgot, and hears of the others one after the other
 		time.Sleep(1500 * time.Millisecond)
 		if n, resting := l.Gateways(); n != 4 || resting {

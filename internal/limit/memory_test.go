@@ -180,7 +180,7 @@ func TestTenMillionAddresses(t *testing.T) {
 // more subjects than there is room for. Of very many, more in a shard than an eviction
 // looks at, a few are forgotten.
 func TestFloodDoesNotFree(t *testing.T) {
-	for subjects, most := range map[int]int{200: 2, 1000: 150} {
+	for subjects, most := range map[int]int{200: 8, 1000: 150} {
 		l := limiter(t, func(c *limit.Config) {
 			c.MaxEntries = 8192
 			c.Address.Rate, c.Address.Burst = limit.Rate{N: 5, Per: time.Hour}, 5

@@ -296,6 +296,32 @@ func TestOneCallOfABurst(t *testing.T) {
 	}
 }
 
+// TestARefusalLeavesWhatWasTakenAhead of the buckets that had room.
+func TestARefusalLeavesWhatWasTakenAhead(t *testing.T) {
+	one := redis.New(dial(t, redistest.Start(t).Addr()), settings(limit.ModeLease))
+	roomy := limit.Ask{Key: limit.Key{1, 2}, Name: "x", Cost: int64(time.Millisecond), Room: int64(time.Millisecond), Size: int64(time.Hour)}
+	full := limit.Ask{Key: limit.Key{3, 4}, Name: "y", Cost: int64(time.Hour), Room: int64(time.Hour), Size: int64(time.Hour)}
+	take := func(want bool, asks ...limit.Ask) {
+		t.Helper()
+		if ok, err := one.Take(t.Context(), time.Now(), asks); ok != want || err != nil {
+			t.Fatalf("Take = %v, %v, want %v", ok, err, want)
+		}
+	}
+	for range 4 { // the last takes two ahead
+		take(true, roomy)
+	}
+	take(true, full)
+	for range 20 {
+		take(false, roomy, full)
+	}
+	before := metric(t, one)["spillway_limit_redis_calls_total"]
+	take(true, roomy)
+	take(true, roomy)
+	if calls := metric(t, one)["spillway_limit_redis_calls_total"] - before; calls != 0 {
+		t.Errorf("Redis was asked %v times: refused requests have used what was taken ahead", calls)
+	}
+}
+
 // TestCrashedGateway: what it held comes back by itself, as Redis counts.
 func TestCrashedGateway(t *testing.T) {
 	s := redistest.Start(t)

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // Apply1 writes a batch of one row, of the model m on 20 November 2026.
@@ -16,7 +17,7 @@ func (l *Ledger) Apply1(ctx context.Context, id [16]byte, tenant string, a Amoun
 func (l *Ledger) Answered(subjects []struct{ Tenant, Key, Model string }, days ...int64) {
 	for _, s := range subjects {
 		for _, day := range days {
-			l.mu.questions[question{s.Tenant, s.Key, s.Model, day}] = &word{known: true}
+			l.mu.questions[question{s.Tenant, s.Key, s.Model, day}] = &word{known: true, asked: time.Now()}
 		}
 	}
 }
@@ -49,4 +50,24 @@ func (l *Ledger) Writes(subjects []struct{ Tenant, Key, Model string }, day int6
 		b.rows[row{day, s.Tenant, s.Key, s.Model}] = Amount{Prompt: 1}
 	}
 	l.written(b)
+}
+
+// Batches is how many there are whose fate is not known.
+func (l *Ledger) Batches() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.mu.batched)
+}
+
+// Doubt writes what waits of a ledger that does not run, takes the databases' word for
+// lost, and looks questions up.
+func (l *Ledger) Doubt(ctx context.Context) error {
+	l.take()
+	for _, b := range l.unsent {
+		if err := l.apply(ctx, b); err != nil {
+			return err
+		}
+	}
+	l.lookUp(ctx)
+	return nil
 }

@@ -260,6 +260,14 @@ func TestCountsWaitWhileTheDatabaseIsAway(t *testing.T) {
 		l.Observe(record("a", "", "m", 1, 1))
 	}
 	testkit.Eventually(t, "a flush has failed", func() bool { return l.Faults() > 0 })
+	for range 3 { // flushes, of which each has something new
+		before := l.Faults()
+		l.Observe(record("b", "", "m", 1, 0))
+		testkit.Eventually(t, "a flush has failed", func() bool { return l.Faults() > before })
+	}
+	if n := l.Batches(); n != 1 {
+		t.Errorf("%d batches wait, want one for the database", n)
+	}
 	if got, known := l.Spent(subject{Tenant: "a"}, today); got != 101 || !known {
 		t.Errorf("what waits does not count: got %d, %v, want 101", got, known)
 	}
@@ -268,6 +276,32 @@ func TestCountsWaitWhileTheDatabaseIsAway(t *testing.T) {
 	l.spends(t, subject{Tenant: "a"}, today, 101)
 	if !strings.Contains(log.String(), "counts wait in memory") || strings.Contains(log.String(), "lost") {
 		t.Errorf("the log says %s", log)
+	}
+}
+
+// TestABatchInDoubt is in the databases' sums already, and counts once.
+func TestABatchInDoubt(t *testing.T) {
+	store, err := sql.Open(sql.Default(), t.TempDir(), testkit.Discard(), ledger.Migrations())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- store.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	l := ledger.New(quick(), store, testkit.Discard()) // nobody runs it
+	l.Answered([]subject{{Tenant: "a"}}, today.Unix()/86_400)
+	l.Observe(record("a", "", "m", 7, 3))
+	if err := l.Doubt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := l.Spent(subject{Tenant: "a"}, today); got != 10 {
+		t.Errorf("%d tokens are spent, want 10", got)
 	}
 }
 
