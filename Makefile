@@ -79,6 +79,10 @@ fuzz: ## fuzz every target for FUZZ_TIME (10s)
 bench-faults: build ## kill, hang, streams, reload, leave: a verdict for each requirement (about 3 minutes)
 	@failed=0; for s in kill hang streams reload leave; do $(BIN) bench $$s || failed=1; done; exit $$failed
 
+.PHONY: bench-discovery
+bench-discovery: build ## a hundred instances come and go in a real Consul and a real Kubernetes API server, under load (2 minutes; make deps first)
+	@failed=0; for s in consul kubernetes; do $(BIN) bench discovery --source $$s || failed=1; done; exit $$failed
+
 .PHONY: soak
 soak: build ## 100,000 fault-free streams, none broken (about 2 minutes; SOAK_FLAGS='--count 20000')
 	$(BIN) bench soak $(SOAK_FLAGS)

@@ -3,6 +3,7 @@ package bench_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/signal"
 	"slices"
@@ -14,8 +15,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/spillway/spillway/internal/bench"
+	"github.com/spillway/spillway/internal/bench/registry"
 	"github.com/spillway/spillway/internal/cli"
 	"github.com/spillway/spillway/internal/load"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 // TestMain lets the scenarios start their engines and gateways from this very
@@ -41,6 +44,37 @@ func scenario(t *testing.T, name string) bench.Scenario {
 	}
 	t.Fatalf("no scenario %q", name)
 	return bench.Scenario{}
+}
+
+// TestDiscovery plays a short form of discovery with each registry.
+func TestDiscovery(t *testing.T) {
+	binary, err := bench.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range bench.DiscoverySources() {
+		t.Run(source, func(t *testing.T) {
+			opts := bench.Options{Duration: 5 * time.Second, Source: source, Binary: binary, Seed: 1, Out: t.Output(), Err: t.Output()}
+			result, err := scenario(t, "discovery").Run(t.Context(), opts)
+			if errors.Is(err, registry.ErrMissing) {
+				testkit.Missing(t, "%v", err)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(result.Verdicts) != 7 {
+				t.Errorf("%d verdicts", len(result.Verdicts))
+			}
+			for _, v := range result.Verdicts {
+				if !v.OK {
+					t.Error(v)
+				}
+			}
+			for _, s := range result.Systems {
+				t.Logf("%s: %d offered, errors %v", s.Name, s.Offered, s.Errors)
+			}
+		})
+	}
 }
 
 // TestScenarios plays short forms of the scenarios whose verdicts do not hang on

@@ -28,6 +28,8 @@ type Scenario struct {
 	Count int
 	// Counted says what Count counts; "" where it has no effect.
 	Counted string
+	// Sources are the registries that it can find instances in; nil where it has none.
+	Sources []string
 
 	play func(context.Context, *rig) error
 }
@@ -44,6 +46,7 @@ func Scenarios() []Scenario {
 		{Name: "tenants", About: "the 27 clients of the arena trace, each with a key and a limit of its own: everybody gets what is configured", Duration: 60 * time.Second, play: playTenants},
 		{Name: "refunds", About: "a third of the clients of streams leave: ledger, access log and limits agree to the token", Count: 1000, Counted: "streams", play: playRefunds},
 		{Name: "canary", About: "one answer of twenty of an experiment's arm is an error: it rolls back by itself", Duration: 60 * time.Second, play: playCanary},
+		{Name: "discovery", About: "a hundred instances come and go in a real registry, half of them each second, under load", Duration: 60 * time.Second, Count: 100, Counted: "instances", Sources: DiscoverySources(), play: playDiscovery},
 		{Name: "soak", About: "fault-free streams, none of which may break", Count: 100_000, Counted: "streams", play: playSoak},
 	}
 }
@@ -58,6 +61,7 @@ func CacheScenario() Scenario {
 type Options struct {
 	Duration time.Duration // 0 is the scenario's own
 	Count    int           // 0 is the scenario's own
+	Source   string        // "" is the scenario's first
 	Seed     uint64
 	Binary   string // this program, to start engines and the gateway from
 	Out      io.Writer

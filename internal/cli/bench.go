@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -73,6 +75,9 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 	if s.Counted != "" || s.Count > 0 {
 		f.IntVar(&opts.Count, "count", s.Count, "number of "+s.Counted)
 	}
+	if len(s.Sources) > 0 {
+		f.StringVar(&opts.Source, "source", s.Sources[0], "where instances are found: "+strings.Join(s.Sources, " or "))
+	}
 	f.Uint64Var(&opts.Seed, "seed", 1, "fixes everything that is drawn")
 	f.StringVar(&jsonFile, "json", "", "write the report and the verdicts to this file")
 	return c
@@ -82,6 +87,9 @@ func newScenario(env Env, s bench.Scenario) *cobra.Command {
 func runScenario(ctx context.Context, env Env, s bench.Scenario, opts bench.Options, jsonFile string) error {
 	if opts.Duration < 0 || opts.Count < 0 {
 		return fmt.Errorf("%w: --duration and --count must be positive", errUsage)
+	}
+	if len(s.Sources) > 0 && !slices.Contains(s.Sources, opts.Source) {
+		return fmt.Errorf("%w: --source must be %s", errUsage, strings.Join(s.Sources, " or "))
 	}
 	var err error
 	if opts.Binary, err = bench.Binary(); err != nil {

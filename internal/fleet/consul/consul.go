@@ -6,7 +6,7 @@
 // has seen and is held back until there is a newer one. The rules are those that
 // Consul documents: an index that goes backwards begins again at 0, one of 0
 // counts as 1, and a loop whose queries come back at once is slowed down, here to
-// one query a second after a burst of four. The agent's answers are bounded in
+// two queries a second after a burst of four. The agent's answers are bounded in
 // size, in time and in number of instances.
 //
 // Run works on its caller's goroutine and starts none that outlives a query. An
@@ -31,8 +31,8 @@ import (
 const (
 	firstRetry = 250 * time.Millisecond
 	maxRetry   = 30 * time.Second
-	paceGap    = time.Second // between queries that are not held back
-	paceBurst  = 4           // as many of them at once
+	paceGap    = 500 * time.Millisecond // between queries that are not held back
+	paceBurst  = 4                      // as many of them at once
 )
 
 // maxWarnings bounds what one answer may put into the log, in lines.
