@@ -43,7 +43,8 @@ var rings = map[string]int{
 	"internal/engine": 6,
 	"internal/load":   6,
 
-	"internal/app": 7,
+	"internal/app":            7,
+	"internal/bench/registry": 7, // real programs, for scenarios and tests
 
 	"internal/bench": 8,
 
