@@ -168,19 +168,22 @@ func (s *Server) checkHead(w *writer, method string, peer netip.Addr) error {
 	return nil
 }
 
-// checkCaller finds out who sends a request, and whether its address may now.
+// checkCaller finds out whether the address of a request may send it now, and who
+// sends it. The address comes first: who guesses keys is limited too, and a signature
+// costs more to judge than an address.
 func (s *Server) checkCaller(w *writer, peer netip.Addr) (err error) {
 	req := w.req
 	req.ClientIP = s.proxies.Load().clientIP(peer, req.Header)
-	if w.caller, err = s.parts.Identity.Identify(req.Header); err == nil {
-		req.Tenant, req.Class, req.Key, req.Quota = w.caller.Tenant, w.caller.Class, w.caller.Key, w.caller.Quota
-	}
-	if s.parts.Limits != nil { // who guesses keys is limited too
-		if limited := s.parts.Limits.Admit(req.Received, req.ClientIP); limited != nil {
-			return limited
+	if s.parts.Limits != nil {
+		if err := s.parts.Limits.Admit(req.Received, req.ClientIP); err != nil {
+			return err
 		}
 	}
-	return err
+	if w.caller, err = s.parts.Identity.Identify(req.Header); err != nil {
+		return err
+	}
+	req.Tenant, req.Class, req.Key, req.Quota = w.caller.Tenant, w.caller.Class, w.caller.Key, w.caller.Quota
+	return nil
 }
 
 // fields is the number of header fields.

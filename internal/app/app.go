@@ -220,10 +220,11 @@ func (a *App) apply(file *config.File) error {
 		{"usage", func(f *config.File, _ map[string]health.Pool) error { return a.recorder.Apply(f.Usage.Config) }},
 		{"upstream", func(f *config.File, _ map[string]health.Pool) error { return a.upstream.Apply(upstreams(f)) }},
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route.Config, tiers(f)) }},
-		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
 		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.applyLimits(f) }},
 		{"health", func(_ *config.File, p map[string]health.Pool) error { return a.health.Apply(p) }},
 		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f)) }},
+		// Behind the fleet: a rule may send requests to a pool that comes with it.
+		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
 		// The last: arms that are taken back would begin again, without what they have found.
 		{"route", func(f *config.File, _ map[string]health.Pool) error {
 			return a.steering.experiments.Apply(f.Route.Experiments)
@@ -323,9 +324,6 @@ func (a *App) Run(ctx context.Context, l *Listeners, hangup <-chan os.Signal) er
 	run("limit", a.limiter.Run)
 	run("route", a.steering.places.Run)
 	run("experiments", a.steering.experiments.Run)
-	if a.ledger != nil {
-		run("ledger", a.ledger.Run)
-	}
 	run("upstream", a.upstream.Run)
 	run("health", a.health.Run)
 	run("usage", a.recorder.Run)

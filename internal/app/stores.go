@@ -73,9 +73,31 @@ func (a *App) runStores(ctx context.Context, failed chan<- error) (end func()) {
 	if a.redis != nil {
 		run("store.redis", a.redis.Run)
 	}
+	closeLedger := a.runLedger(context.WithoutCancel(ctx), failed)
 	return func() {
+		closeLedger()
 		cancel()
 		wg.Wait()
+	}
+}
+
+// runLedger writes the ledger until the function that it returns is called: it outlives
+// all that spend, and the databases outlive it.
+func (a *App) runLedger(ctx context.Context, failed chan<- error) (end func()) {
+	if a.ledger == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := a.ledger.Run(ctx); err != nil {
+			failed <- fmt.Errorf("usage.ledger: %w", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
 	}
 }
 

@@ -71,6 +71,11 @@ const (
 // otherModel stands for models beyond the bound.
 const otherModel = "other"
 
+// Idle is the tenant of what Spillway asks by itself, to renew answers, to make them
+// ahead and to mirror requests: it cost as much, and is nobody's budget. No tenant has
+// such a name.
+const Idle = "#idle"
+
 // Entry is one row: what the requests of a day, a tenant, a key and a model spent.
 type Entry struct {
 	Day    string `json:"day"` // 2026-11-20, UTC
@@ -189,12 +194,11 @@ func floor(a, b int64) int64 {
 	return q
 }
 
-// Observe counts a request that has ended, on the day of its end. Copies that
-// nobody gets the answer of, and requests that cost nothing, do not count. It does not
-// wait and keeps nothing of the record.
+// Observe counts a request that has ended, on the day of its end. What cost nothing does
+// not count. It does not wait and keeps nothing of the record.
 func (l *Ledger) Observe(rec *inference.Record) {
 	used, estimated := rec.Spent()
-	if used.Zero() || rec.Shadow {
+	if used.Zero() {
 		return
 	}
 	a := Amount{Requests: 1, Prompt: used.PromptTokens, Cached: used.CachedTokens, Output: used.CompletionTokens, Reasoning: used.ReasoningTokens}
@@ -203,6 +207,9 @@ func (l *Ledger) Observe(rec *inference.Record) {
 	}
 	req := rec.Request
 	r := row{dayOf(req.Received.Add(rec.Duration)), req.Tenant, req.Key, req.Model}
+	if req.Class == inference.Idle {
+		r.tenant, r.key = Idle, ""
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	sum, known := l.mu.waiting[r]

@@ -158,8 +158,8 @@ func TestWhatTwoGatewaysSpend(t *testing.T) {
 func TestWhatCounts(t *testing.T) {
 	l := start(t, "sqlite:ledger.db", t.TempDir(), quick(), new(testkit.Log))
 	free := record("a", "", "m", 0, 0)
-	shadow := record("a", "", "m", 5, 5)
-	shadow.Shadow = true
+	shadow := record("a", "k", "m", 5, 5)
+	shadow.Shadow, shadow.Request.Class = true, inference.Idle
 	hit := record("a", "", "m", 5, 5)
 	hit.Attempts = nil
 	cut := record("a", "", "m", 0, 0)
@@ -170,6 +170,8 @@ func TestWhatCounts(t *testing.T) {
 		l.Observe(rec)
 	}
 	l.spends(t, subject{Tenant: "a"}, today, 19)
+	l.spends(t, subject{Tenant: "a", Key: "k"}, today, 0)
+	l.spends(t, subject{Tenant: ledger.Idle}, today, 10)
 	l.spends(t, subject{Tenant: "a"}, today.AddDate(0, 0, 1), 2)
 	l.stop()
 	again := start(t, "sqlite:ledger.db", t.TempDir(), quick(), new(testkit.Log))
