@@ -60,7 +60,7 @@ build() (
 	[ ! -x "$out" ] || exit 0
 	echo "deps: building ${3##*/} $version, which takes some minutes" >&2
 	mkdir -p ../../.cache/bin
-	CGO_ENABLED=0 nice -n 19 go build -p "${DEPS_JOBS:-1}" -trimpath -ldflags "-s -w ${4//@/$version}" -o "$out.tmp" "$3" && mv "$out.tmp" "$out"
+	CGO_ENABLED=0 nice -n 19 go build -trimpath -ldflags "-s -w ${4//@/$version}" -o "$out.tmp" "$3" && mv "$out.tmp" "$out"
 )
 
 if ! build consul github.com/hashicorp/consul github.com/hashicorp/consul "" ||
