@@ -5,15 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/spillway/spillway/internal/store"
 )
 
 // What registers say beside what a disk or a database says.
@@ -44,23 +43,7 @@ type Register interface {
 // no key stays as it is, byte for byte. A lock file keeps two writers apart.
 type File struct {
 	path string
-	disk disk
-}
-
-// disk is what a change asks of the file system, so that tests can make each step
-// fail.
-type disk struct {
-	create func(dir, pattern string) (temporary, error)
-	rename func(from, to string) error
-	sync   func(dir string) error
-}
-
-// temporary is the new file before it has its name.
-type temporary interface {
-	io.WriteCloser
-	Name() string
-	Sync() error
-	Chmod(mode fs.FileMode) error
+	disk store.Disk
 }
 
 // lockTime is how long a change waits for another one.
@@ -68,8 +51,7 @@ const lockTime = 5 * time.Second
 
 // NewFile returns the file with a path, which is made with the first key.
 func NewFile(path string) *File {
-	create := func(dir, pattern string) (temporary, error) { return os.CreateTemp(dir, pattern) }
-	return &File{path, disk{create, os.Rename, syncDir}}
+	return &File{path: path}
 }
 
 // List implements Register. Its error lists the mistakes in the file.
@@ -201,43 +183,15 @@ func (f *File) change(ctx context.Context, edit func([]byte) ([]byte, error)) er
 // replace puts a new file in the place of path, with the mode and the owner of the
 // old one. info is nil when there is none.
 func (f *File) replace(path string, data []byte, info fs.FileInfo) error {
-	t, err := f.disk.create(filepath.Dir(path), ".tmp-"+filepath.Base(path)+"-*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = t.Write(data)
-	if err == nil && info != nil {
-		if err = t.Chmod(info.Mode().Perm()); err == nil {
-			err = keepOwner(t.Name(), info)
+	return f.disk.Replace(path, data, func(name string) error {
+		if info == nil {
+			return nil
 		}
-	}
-	if err == nil {
-		err = t.Sync()
-	}
-	err = errors.Join(err, t.Close())
-	if err == nil {
-		err = f.disk.rename(t.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(t.Name()))
-	}
-	return f.disk.sync(filepath.Dir(path))
-}
-
-// syncDir makes a rename in a directory lasting, where the system knows such a thing.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
-	return nil
+		if err := os.Chmod(name, info.Mode().Perm()); err != nil {
+			return err
+		}
+		return keepOwner(name, info)
+	})
 }
 
 // lockFile takes a lock that other processes take too, and returns what gives it

@@ -16,6 +16,8 @@ import (
 
 	"github.com/spillway/spillway/internal/identity"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/store"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 // newKey is a key of a tenant.
@@ -133,18 +135,18 @@ func TestFileRefuses(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	full := errors.New("no space left on device")
 	for name, tt := range map[string]struct {
-		fault   identity.Fault
+		fault   testkit.DiskFault
 		changed bool
 	}{
-		"create": {identity.Fault{Create: full}, false}, "write": {identity.Fault{Write: full}, false}, "chmod": {identity.Fault{Chmod: full}, false},
-		"sync": {identity.Fault{Sync: full}, false}, "close": {identity.Fault{Close: full}, false}, "rename": {identity.Fault{Rename: full}, false},
-		"directory": {identity.Fault{SyncDir: full}, true},
+		"create": {testkit.DiskFault{Create: full}, false}, "write": {testkit.DiskFault{Write: full}, false},
+		"sync": {testkit.DiskFault{Sync: full}, false}, "close": {testkit.DiskFault{Close: full}, false}, "rename": {testkit.DiskFault{Rename: full}, false},
+		"directory": {testkit.DiskFault{SyncDir: full}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := keysFile(t, digest("1")+" acme vip\n")
 			before := read(t, path)
 			f := identity.NewFile(path)
-			tt.fault.Into(f)
+			f.On(tt.fault.Disk())
 			if err := f.Add(t.Context(), newKey(t, "two")); !errors.Is(err, full) {
 				t.Errorf("got %v, want %v", err, full)
 			}
@@ -154,7 +156,7 @@ func TestFullDisk(t *testing.T) {
 			if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
 				t.Errorf("got %v, want the file alone", left)
 			}
-			identity.Fault{}.Into(f)
+			f.On(store.Disk{})
 			if err := f.Add(t.Context(), newKey(t, "three")); err != nil {
 				t.Errorf("there is room again: %v", err)
 			}

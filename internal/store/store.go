@@ -20,7 +20,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -70,26 +69,8 @@ var ErrNoDirectory = errors.New("no directory to keep things in: set store.direc
 // processes; of two writes of one name the last holds.
 type Store struct {
 	dir  string
-	disk disk
+	disk Disk
 }
-
-// disk is what a write asks of the file system, so that tests can make each step
-// fail.
-type disk struct {
-	create func(dir, pattern string) (file, error)
-	rename func(from, to string) error
-	sync   func(dir string) error
-}
-
-// file is a temporary file.
-type file interface {
-	io.WriteCloser
-	Name() string
-	Sync() error
-}
-
-// createTemp makes a file with mode 0600.
-func createTemp(dir, pattern string) (file, error) { return os.CreateTemp(dir, pattern) }
 
 // Open returns the store of a configuration. It creates nothing and works without
 // a directory too: then every write fails with ErrNoDirectory. The error is that of
@@ -109,7 +90,7 @@ func Open(cfg Config) (*Store, error) {
 		}
 		dir = abs
 	}
-	return &Store{dir: dir, disk: disk{createTemp, os.Rename, syncDir}}, nil
+	return &Store{dir: dir}, nil
 }
 
 // fromEnvironment is the directory when none is configured; "" is none. A path
@@ -172,33 +153,12 @@ func (s *Store) Write(name string, data []byte) error {
 	}
 	if err == nil {
 		s.sweep()
-		err = s.replace(path, data)
+		err = s.disk.Replace(path, data, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("keep %s: %w", name, err)
 	}
 	return nil
-}
-
-// replace puts a new file in the place of path.
-func (s *Store) replace(path string, data []byte) error {
-	f, err := s.disk.create(s.dir, temporary+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = s.disk.rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name()) // sweep gets what cannot be removed now
-		return err
-	}
-	return s.disk.sync(s.dir)
 }
 
 // Remove forgets a name. One that is not kept is no error.
@@ -276,24 +236,7 @@ func makeDir(dir string) error {
 		}
 		return err
 	}
-	if err := syncDir(parent); !errors.Is(err, fs.ErrPermission) { // a parent may be closed to readers
-		return err
-	}
-	return nil
-}
-
-// syncDir makes renames and removals in a directory lasting. Where the system or
-// the file system knows no such thing, the write is as lasting as it gets.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+	if err := (Disk{}).sync(parent); !errors.Is(err, fs.ErrPermission) { // a parent may be closed to readers
 		return err
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spillway/spillway/internal/store"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 // open opens a store in a directory.
@@ -179,21 +180,21 @@ func TestNowhere(t *testing.T) {
 func TestFaults(t *testing.T) {
 	full := errors.New("no space left on device")
 	tests := map[string]struct {
-		fault store.Fault
+		fault testkit.DiskFault
 		want  string // what the name holds then
 	}{
-		"create":         {store.Fault{Create: full}, "before"},
-		"write":          {store.Fault{Write: full}, "before"},
-		"sync":           {store.Fault{Sync: full}, "before"},
-		"close":          {store.Fault{Close: full}, "before"},
-		"rename":         {store.Fault{Rename: full}, "before"},
-		"directory sync": {store.Fault{SyncDir: full}, "after"},
+		"create":         {testkit.DiskFault{Create: full}, "before"},
+		"write":          {testkit.DiskFault{Write: full}, "before"},
+		"sync":           {testkit.DiskFault{Sync: full}, "before"},
+		"close":          {testkit.DiskFault{Close: full}, "before"},
+		"rename":         {testkit.DiskFault{Rename: full}, "before"},
+		"directory sync": {testkit.DiskFault{SyncDir: full}, "after"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, filepath.Join(t.TempDir(), "state"))
 			write(t, s, "x", "before")
-			tt.fault.Into(s)
+			s.On(tt.fault.Disk())
 			if err := s.Write("x", []byte("after")); !errors.Is(err, full) || !strings.HasPrefix(err.Error(), "keep x: ") {
 				t.Errorf("got %v, want what went wrong with x", err)
 			}
@@ -201,14 +202,14 @@ func TestFaults(t *testing.T) {
 			if got := files(t, s.Directory()); !slices.Equal(got, []string{"x"}) {
 				t.Errorf("got files %v, want x alone", got)
 			}
-			store.Fault{}.Into(s)
+			s.On(store.Disk{})
 			write(t, s, "x", "better")
 			holds(t, s, "x", "better")
 		})
 	}
 	s := open(t, t.TempDir())
 	write(t, s, "x", "")
-	store.Fault{SyncDir: full}.Into(s)
+	s.On(testkit.DiskFault{SyncDir: full}.Disk())
 	if err := s.Remove("x"); !errors.Is(err, full) {
 		t.Errorf("a removal that may not last: got %v", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -137,25 +136,6 @@ func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res.StatusCode != http.StatusOK {
 		most = maxRefusal
 	}
-	res.Body = &body{ReadCloser: res.Body, left: most}
+	res.Body = fleet.Bounded(res.Body, most)
 	return res, nil
-}
-
-// body is the body of an answer that may not be longer than it should.
-type body struct {
-	io.ReadCloser
-	left int64
-}
-
-// errTooLong is the error of a body that is longer.
-var errTooLong = errors.New("the answer is too long")
-
-// Read implements io.Reader.
-func (b *body) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, errTooLong
-	}
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	return n, err
 }

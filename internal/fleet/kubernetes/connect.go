@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +16,8 @@ import (
 	netutil "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/spillway/spillway/internal/fleet"
 )
 
 // Bounds on answers.
@@ -156,7 +157,7 @@ func (d *door) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if !req.URL.Query().Has("watch") {
-		res.Body = &body{ReadCloser: res.Body, left: maxList}
+		res.Body = fleet.Bounded(res.Body, maxList)
 	}
 	return res, nil
 }
@@ -196,25 +197,6 @@ func (d *door) shut(t *http.Transport) {
 	if t != nil {
 		t.CloseIdleConnections()
 	}
-}
-
-// body is a body that may not be longer than it should.
-type body struct {
-	io.ReadCloser
-	left int64
-}
-
-// errTooLong is the error of a body that is longer.
-var errTooLong = errors.New("the answer is too long")
-
-// Read implements io.Reader.
-func (b *body) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, errTooLong
-	}
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
-	b.left -= int64(n)
-	return n, err
 }
 
 // tokens adds the token of a file, as it is now.
