@@ -63,8 +63,13 @@ build() (
 	CGO_ENABLED=0 nice -n 19 go build -trimpath -ldflags "-s -w ${4//@/$version}" -o "$out.tmp" "$3" && mv "$out.tmp" "$out"
 )
 
-if ! build consul github.com/hashicorp/consul github.com/hashicorp/consul "" ||
-	! build kubernetes k8s.io/kubernetes k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=@"; then
+# Both at a time: each of them alone leaves cores idle.
+build consul github.com/hashicorp/consul github.com/hashicorp/consul "" &
+consul=$!
+built=true
+build kubernetes k8s.io/kubernetes k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=@" || built=false
+wait "$consul" || built=false
+if [ "$built" != true ]; then
 	echo "deps: a registry cannot be built; the tests with it will not run" >&2
 	[ "${CI:-}" != true ] || exit 1
 fi

@@ -96,7 +96,7 @@ func (g *gatewayProcess) launch(ctx context.Context) error {
 // configure writes the configuration file, all at once. timeout is in seconds:
 // what reloads change.
 func (g *gatewayProcess) configure(instances string, timeout int) error {
-	text := fmt.Sprintf(`usage: {access_log: %q}
+	text := fmt.Sprintf(`usage: {access_log: %q, ledger: {enabled: false}} # whose database would be open only afterwards
 telemetry: {log: {level: error}}
 gateway: {timeout: %ds, name_instance: true}
 store: {directory: %q}
