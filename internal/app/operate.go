@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spillway/spillway/internal/admin"
+	"github.com/spillway/spillway/internal/usage/ledger"
 )
 
 // State implements admin.Control.
@@ -37,20 +38,26 @@ func newGauges(a *App) prometheus.Collector {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "spillway_upstream_idle_connections", Help: "Idle connections to instances.",
 		}, func() float64 { return float64(a.upstream.Idle()) }),
-		ledgerGauge(a, "waiting_rows", "Rows of the ledger that are not written yet.", func() float64 { return float64(a.ledger.Waiting()) }),
-		ledgerGauge(a, "write_faults", "Flushes of the ledger that have failed since the start.", func() float64 { return float64(a.ledger.Faults()) }),
-		ledgerGauge(a, "folded_requests", "Requests that count under another model than their own, because too many rows waited.", func() float64 { return float64(a.ledger.Folded()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "spillway_usage_ledger_waiting_rows", Help: "Rows of the ledger that are not written yet.",
+		}, ofLedger(a, func(l *ledger.Ledger) float64 { return float64(l.Waiting()) })),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "spillway_usage_ledger_faults_total", Help: "Flushes of the ledger that have failed.",
+		}, ofLedger(a, func(l *ledger.Ledger) float64 { return float64(l.Faults()) })),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "spillway_usage_ledger_folded_total", Help: "Requests that count under another model than their own, because too many rows waited.",
+		}, ofLedger(a, func(l *ledger.Ledger) float64 { return float64(l.Folded()) })),
 	}
 }
 
-// ledgerGauge is a number of the ledger's; 0 without one.
-func ledgerGauge(a *App, name, help string, value func() float64) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "spillway_usage_ledger_" + name, Help: help}, func() float64 {
+// ofLedger reads a number of the ledger's; 0 without one.
+func ofLedger(a *App, value func(*ledger.Ledger) float64) func() float64 {
+	return func() float64 {
 		if a.ledger == nil {
 			return 0
 		}
-		return value()
-	})
+		return value(a.ledger)
+	}
 }
 
 var _ admin.Control = (*App)(nil)
