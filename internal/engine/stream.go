@@ -266,6 +266,9 @@ func (s *stream) follow(ctx context.Context, out *slowWriter, done <-chan struct
 		select {
 		case <-s.wake:
 		case <-ctx.Done():
+			if data, end := s.take(); len(data) == 0 && end == complete {
+				return end // it left with the whole answer
+			}
 			return left
 		case <-done:
 			return stopped
