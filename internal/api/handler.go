@@ -135,8 +135,8 @@ func (s *Server) judge(w *writer, r *http.Request) error {
 	}
 	j := c.judged
 	c.judged = nil
-	w.caller = j.w.caller
-	w.req.ClientIP, w.req.Tenant, w.req.Class, w.req.Key, w.req.Quota = j.w.req.ClientIP, j.w.req.Tenant, j.w.req.Class, j.w.req.Key, j.w.req.Quota
+	w.req.ClientIP = j.w.req.ClientIP
+	w.sentBy(j.w.caller)
 	return j.err
 }
 
@@ -171,7 +171,7 @@ func (s *Server) checkHead(w *writer, method string, peer netip.Addr) error {
 // checkCaller finds out whether the address of a request may send it now, and who
 // sends it. The address comes first: who guesses keys is limited too, and a signature
 // costs more to judge than an address.
-func (s *Server) checkCaller(w *writer, peer netip.Addr) (err error) {
+func (s *Server) checkCaller(w *writer, peer netip.Addr) error {
 	req := w.req
 	req.ClientIP = s.proxies.Load().clientIP(peer, req.Header)
 	if s.parts.Limits != nil {
@@ -179,10 +179,11 @@ func (s *Server) checkCaller(w *writer, peer netip.Addr) (err error) {
 			return err
 		}
 	}
-	if w.caller, err = s.parts.Identity.Identify(req.Header); err != nil {
+	caller, err := s.parts.Identity.Identify(req.Header)
+	if err != nil {
 		return err
 	}
-	req.Tenant, req.Class, req.Key, req.Quota = w.caller.Tenant, w.caller.Class, w.caller.Key, w.caller.Quota
+	w.sentBy(caller)
 	return nil
 }
 

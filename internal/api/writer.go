@@ -32,6 +32,12 @@ type writer struct {
 	aborted bool // the connection must not end cleanly
 }
 
+// sentBy notes who sends the request.
+func (w *writer) sentBy(c inference.Caller) {
+	w.caller = c
+	w.req.Tenant, w.req.Class, w.req.Key, w.req.Quota = c.Tenant, c.Class, c.Key, c.Quota
+}
+
 // Head implements gateway.Reader.
 func (w *writer) Head(head *inference.Head) error {
 	h := w.w.Header()

@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/spillway/spillway/internal/admin"
+	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/usage/ledger"
 )
 
@@ -28,6 +29,16 @@ func (a *App) Stopping() bool { return a.api.Stopping() }
 // Metrics is what /metrics shows: every metric of the gateway, its runtime and
 // its process.
 func (a *App) Metrics() *prometheus.Registry { return a.registry }
+
+// Record implements gateway.Recorder: everybody who learns from requests is told.
+func (a *App) Record(rec *inference.Record) {
+	a.recorder.Record(rec)
+	a.steering.behaviour.Observe(rec)
+	a.steering.experiments.Observe(rec)
+	if a.ledger != nil {
+		a.ledger.Observe(rec)
+	}
+}
 
 // newGauges are the metrics that no mechanism owns alone.
 func newGauges(a *App) prometheus.Collector {

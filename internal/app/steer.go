@@ -113,13 +113,3 @@ type condition struct {
 func (c condition) Match(now time.Time, req *inference.Request) bool {
 	return c.steering.rules.Load().Match(c.Condition, now, req)
 }
-
-// Record implements gateway.Recorder: everybody who learns from requests is told.
-func (a *App) Record(rec *inference.Record) {
-	a.recorder.Record(rec)
-	a.steering.behaviour.Observe(rec)
-	a.steering.experiments.Observe(rec)
-	if a.ledger != nil {
-		a.ledger.Observe(rec)
-	}
-}

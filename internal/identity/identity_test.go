@@ -133,8 +133,8 @@ func TestFileMistakes(t *testing.T) {
 		"not hexadecimal": {strings.Repeat("x", 64) + " acme vip\n", []string{":1: the first column must be a SHA-256 in 64 hexadecimal digits, got other characters"}},
 		"the empty key":   {digest("") + " acme vip\n", []string{":1: this is the SHA-256 of an empty key, which would let everybody in"}},
 		"a tenant's name": {digest("a") + " " + strings.Repeat("a", 65) + " vip\n" + digest("b") + " a\x01b vip\n", []string{
-			":1: a tenant's name has at most 64 bytes of printable characters",
-			":2: a tenant's name has at most 64 bytes of printable characters",
+			":1: a tenant's name has at most 64 bytes of printable characters and does not begin with #",
+			":2: a tenant's name has at most 64 bytes of printable characters and does not begin with #",
 		}},
 		"all at once": {good + "\n" + good + digest("b") + " beta\n" + digest("c") + " gamma idle\n", []string{
 			":3: the key " + digest("good")[:8] + "... stands in line 1 already",

@@ -55,7 +55,7 @@ var quotas = []quota{
 const settings = "id, models, expires, revoked, rps, rpm, tpm, concurrent, tokens_per_day and tokens_per_month"
 
 // errTenant is what a name of a tenant must be.
-var errTenant = fmt.Errorf("a tenant's name has at most %d bytes of printable characters", maxTenant)
+var errTenant = fmt.Errorf("a tenant's name has at most %d bytes of printable characters and does not begin with #", maxTenant)
 
 // parseKey reads the columns of a key. No error repeats a column: it may be a key that
 // was written down by mistake.
@@ -182,7 +182,7 @@ func (k *Key) Check() error {
 	case !isID(k.ID):
 		return errID
 	case !IsTenant(k.Tenant) || !isWord(k.Tenant):
-		return fmt.Errorf("%w, without spaces and #", errTenant)
+		return fmt.Errorf("%w, and no spaces or # within", errTenant)
 	case k.Digest.Kind > HMAC:
 		return errors.New("unknown kind of digest")
 	case k.Digest.Kind == SHA256 && k.Digest.Sum == sum(""):
@@ -241,9 +241,10 @@ func isID(s string) bool {
 	})
 }
 
-// IsTenant says whether s may name a tenant.
+// IsTenant says whether s may name a tenant. Names that begin with # are Spillway's own,
+// as the ledger's for what it asks by itself.
 func IsTenant(s string) bool {
-	return s != "" && len(s) <= maxTenant && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+	return s != "" && s[0] != '#' && len(s) <= maxTenant && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // isWord says whether s can be one column.

@@ -297,6 +297,7 @@ func TestConfigMistakes(t *testing.T) {
 		"often":          {identity.Config{SQL: true, Refresh: time.Millisecond}, []string{"refresh: must be 100ms"}},
 		"nobody":         {anonymous(func(c *identity.AnonymousConfig) { c.Enabled = "false" }), []string{"anonymous.enabled: nobody could send a request"}},
 		"maybe":          {anonymous(func(c *identity.AnonymousConfig) { c.Enabled = "maybe" }), []string{"anonymous.enabled: nobody could", "anonymous.enabled: must be true, false or auto"}},
+		"our own name":   {anonymous(func(c *identity.AnonymousConfig) { c.Tenant = "#idle" }), []string{"anonymous.tenant: "}},
 		"bad anonymous":  {anonymous(func(c *identity.AnonymousConfig) { c.Tenant, c.Class, c.Models = "a\x00", "idle", []string{"["} }), []string{"anonymous.tenant: ", "anonymous.class: ", "anonymous.models[0]: "}},
 		"negative quota": {anonymous(func(c *identity.AnonymousConfig) { c.Quota.TokensPerDay = -1 }), []string{"anonymous.quota.tokens_per_day: must be 0 to"}},
 	} {

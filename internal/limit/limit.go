@@ -136,7 +136,7 @@ func (l *Limiter) Apply(cfg Config) error {
 	return nil
 }
 
-// meters are those of the normal and the emergency profile. They share their buckets.
+// meters are those of the normal and the emergency profile. Each has buckets of its own.
 func (a *AddressConfig) meters() [2]meter {
 	normal := Bucket{a.Rate, a.Burst}
 	strict := Bucket{a.EmergencyRate, a.EmergencyBurst}

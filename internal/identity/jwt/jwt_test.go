@@ -199,6 +199,7 @@ func TestAttacks(t *testing.T) {
 		"without tenant":          ed(claims(func(c golang.MapClaims) { delete(c, "sub") })),
 		"tenant is a list":        ed(claims(set("sub", []string{"a"}))),
 		"tenant with a newline":   ed(claims(set("sub", "a\nb"))),
+		"tenant that is ours":     ed(claims(set("sub", "#idle"))),
 		"signature cut":           good[:len(good)-1],
 		"signature gone":          part[0] + "." + part[1] + ".",
 		"claims changed":          part[0] + "." + b64([]byte(`{"iss":"https://issuer","aud":"spillway","sub":"root","exp":9999999999}`)) + "." + part[2],
