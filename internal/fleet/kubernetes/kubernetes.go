@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/spillway/spillway/internal/fleet"
@@ -77,14 +78,18 @@ func (s *Source) Run(ctx context.Context, update func([]fleet.Target)) error {
 	} else {
 		pods.mu.known = true
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	var follow []*cache.Reflector // all of them before the first runs: it ends with ctx alone
 	for _, k := range wanted {
-		follow, err := k.reflector(ctx, n)
+		r, err := k.reflector(ctx, n)
 		if err != nil {
 			return err
 		}
-		wg.Go(func() { follow.RunWithContext(ctx) })
+		follow = append(follow, r)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, r := range follow {
+		wg.Go(func() { r.RunWithContext(ctx) })
 	}
 	for {
 		select {
