@@ -1,10 +1,13 @@
 package engine_test
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,6 +167,32 @@ func TestStallFault(t *testing.T) {
 	}
 	resp.Body.Close()
 	eventually(t, "the stalled client is gone", func() bool { return s.Stats().Cancelled == 1 })
+}
+
+// TestStallKeepsNothingEarlier stalls after the first event, on a connection where each event waits for the handler:
+// the role and the first token come in one step, so the stall begins before the handler can have the role.
+func TestStallKeepsNothingEarlier(t *testing.T) {
+	s := start(t, quick(func(c *engine.Config) {
+		c.Faults.Stall = engine.StallFault{EventFault: engine.EventFault{Chance: engine.Chance{Probability: 1}, AfterEvents: 1}}
+	}))
+	conn, r := s.dial(t, fmt.Sprintf("POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s", len(streamed), streamed))
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	role, err := bufio.NewReader(resp.Body).ReadString('\n')
+	if err != nil || !strings.Contains(role, `"role":"assistant"`) {
+		t.Fatalf("before the stall: %q, %v; want the role", role, err)
+	}
+	eventually(t, "the model went on", func() bool { return s.Stats().Running == 0 })
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(resp.Body)
+	if text := strings.TrimSpace(string(rest)); text != "" || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("in the stall: %q, %v; want nothing", rest, err)
+	}
 }
 
 func TestMalformedAndMissingDone(t *testing.T) {

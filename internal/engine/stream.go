@@ -40,7 +40,8 @@ type stream struct {
 		sync.Mutex
 		outcome outcome
 		blocked bool // events go to the backlog: the head is not out, the socket is full, or there is no direct way
-		held    bool // a stall: even the backlog waits
+		held    bool // a stall: what came after it began waits in the backlog
+		early   int  // bytes at the backlog's front that came before the stall
 		closed  bool // the handler is about to return
 		backlog []byte
 		spare   []byte
@@ -190,7 +191,7 @@ func (s *stream) send(p *pen) {
 
 // hold begins a stall. The caller holds s.mu.
 func (s *stream) hold() {
-	s.mu.held, s.mu.blocked = true, true
+	s.mu.held, s.mu.blocked, s.mu.early = true, true, len(s.mu.backlog)
 	if s.plan.stallFor == 0 {
 		return
 	}
@@ -215,12 +216,16 @@ func (s *stream) signal() {
 func (s *stream) take() ([]byte, outcome) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mu.held && (s.mu.outcome == open || s.mu.outcome == complete) {
-		return nil, open
+	ready, stalled := len(s.mu.backlog), s.mu.held && (s.mu.outcome == open || s.mu.outcome == complete)
+	if stalled {
+		ready, s.mu.early = s.mu.early, 0
 	}
-	if data := s.mu.backlog; len(data) > 0 {
-		s.mu.backlog, s.mu.spare = s.mu.spare[:0], data
-		return data, open
+	if data := s.mu.backlog; ready > 0 {
+		s.mu.backlog, s.mu.spare = append(s.mu.spare[:0], data[ready:]...), data
+		return data[:ready], open
+	}
+	if stalled {
+		return nil, open
 	}
 	s.mu.blocked = s.direct == nil
 	return nil, s.mu.outcome

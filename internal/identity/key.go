@@ -182,7 +182,7 @@ func (k *Key) Check() error {
 	case !isID(k.ID):
 		return errID
 	case !IsTenant(k.Tenant) || !isWord(k.Tenant):
-		return fmt.Errorf("%w, and no spaces or # within", errTenant)
+		return fmt.Errorf("%w; a key's tenant is without spaces and #", errTenant)
 	case k.Digest.Kind > HMAC:
 		return errors.New("unknown kind of digest")
 	case k.Digest.Kind == SHA256 && k.Digest.Sum == sum(""):
