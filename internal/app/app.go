@@ -142,7 +142,7 @@ func New(file *config.File, opts Options) (*App, error) {
 		a.registry.MustRegister(databaseStats{a.databases})
 	}
 	a.registry.MustRegister(a.keys, a.limiter, a.steering, a.steering.experiments, a.emergency, a.governor, a.cache, a.preload, a.recorder, a.health, a.reload.init(), newGauges(a))
-	if err := a.apply(file); err != nil {
+	if err := a.apply(file, nil); err != nil {
 		return nil, err
 	}
 	a.reload.succeeded(file, time.Now())
@@ -202,8 +202,9 @@ func (s slots) Enter(now time.Time, plan *fleet.Plan, tried []*fleet.Instance) (
 }
 
 // apply gives every mechanism the configuration, or the old one back to those
-// that had changed when one refuses.
-func (a *App) apply(file *config.File) error {
+// that had changed when one refuses. found is what the sources of its new pools
+// have found.
+func (a *App) apply(file *config.File, found map[string][]fleet.Target) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	pools, asides, err := healthPools(file)
@@ -222,8 +223,9 @@ func (a *App) apply(file *config.File) error {
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.router.Apply(f.Route.Config, tiers(f)) }},
 		{"limit", func(f *config.File, _ map[string]health.Pool) error { return a.applyLimits(f) }},
 		{"health", func(_ *config.File, p map[string]health.Pool) error { return a.health.Apply(p) }},
-		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f)) }},
-		// Behind the fleet: a rule may send requests to a pool that comes with it.
+		{"fleet", func(f *config.File, _ map[string]health.Pool) error { return a.fleet.Apply(layout(f, found)) }},
+		// Behind the fleet: a rule may send requests to a pool that comes with it. Neither of
+		// these refuses what Validate has passed, so nothing that was found is lost.
 		{"route", func(f *config.File, _ map[string]health.Pool) error { return a.steering.applyRules(f) }},
 		// The last: arms that are taken back would begin again, without what they have found.
 		{"route", func(f *config.File, _ map[string]health.Pool) error {

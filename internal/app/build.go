@@ -25,15 +25,16 @@ func eachPool(file *config.File, f func(name string, p *config.Pool)) {
 	}
 }
 
-// layout is the configured part of the fleet.
-func layout(file *config.File) fleet.Layout {
+// layout is the configured part of the fleet, with what sources have found for its
+// pools already.
+func layout(file *config.File, found map[string][]fleet.Target) fleet.Layout {
 	var l fleet.Layout
 	for _, r := range file.Fleet.Regions {
 		rl := fleet.RegionLayout{Name: r.Name, Weight: r.Weight, Backup: r.Backup}
 		for _, p := range r.Pools {
 			pl := fleet.PoolLayout{
 				Name: p.Name, Weight: p.Weight, Backup: p.Backup, Models: p.Models, MaxInFlight: p.MaxInFlight, SlowStart: p.SlowStart,
-				Provider: p.Provider, Standby: p.Standby,
+				Provider: p.Provider, Standby: p.Standby, Discovered: sourceSettings(&p) != nil, Found: found[r.Name+"/"+p.Name],
 			}
 			for _, name := range p.Surfaces {
 				if s, ok := inference.ParseSurface(name); ok {

@@ -11,19 +11,34 @@ import (
 	"github.com/spillway/spillway/internal/fleet/kubernetes"
 )
 
-// sourceOf returns the pool's source of discovery with the settings that make it
-// what it is, or nil when its instances are all written in the configuration.
-// Every kind of source is listed here.
-func sourceOf(p *config.Pool, log *slog.Logger) (fleet.Source, any) {
+// sourceSettings is what makes the pool's source of discovery what it is, or nil when
+// its instances are all written in the configuration. Every kind of source is listed
+// here, and in newSource.
+func sourceSettings(p *config.Pool) any {
 	switch {
 	case p.File != nil:
-		return file.New(*p.File, log), *p.File
+		return *p.File
 	case p.DNS != nil:
-		return dns.New(*p.DNS, log), *p.DNS
+		return *p.DNS
 	case p.Consul != nil:
-		return consul.New(*p.Consul, log), *p.Consul
+		return *p.Consul
 	case p.Kubernetes != nil:
-		return kubernetes.New(*p.Kubernetes, log), *p.Kubernetes
+		return *p.Kubernetes
 	}
-	return nil, nil
+	return nil
+}
+
+// newSource returns a source by its settings.
+func newSource(settings any, log *slog.Logger) fleet.Source {
+	switch s := settings.(type) {
+	case file.Config:
+		return file.New(s, log)
+	case dns.Config:
+		return dns.New(s, log)
+	case consul.Config:
+		return consul.New(s, log)
+	case kubernetes.Config:
+		return kubernetes.New(s, log)
+	}
+	panic("app: settings of no known source")
 }

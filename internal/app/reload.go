@@ -86,7 +86,7 @@ func (r *reloadState) refused(err error, now time.Time) {
 
 // Reload implements admin.Control: it reads the configuration file again and
 // applies it, all or nothing.
-func (a *App) Reload(context.Context) error {
+func (a *App) Reload(ctx context.Context) error {
 	if a.opts.Path == "" {
 		return fmt.Errorf("there is no configuration file to read again")
 	}
@@ -99,7 +99,7 @@ func (a *App) Reload(context.Context) error {
 		err = file.Validate()
 	}
 	if err == nil {
-		err = a.apply(file)
+		err = a.apply(file, a.discover(ctx, old, file))
 	}
 	if err != nil {
 		a.reload.refused(err, now)

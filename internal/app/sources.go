@@ -4,6 +4,7 @@ import (
 	"context"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/spillway/spillway/internal/config"
 	"github.com/spillway/spillway/internal/fleet"
@@ -23,8 +24,8 @@ func (a *App) runSources(ctx context.Context) error {
 	for {
 		wanted := make(map[string]bool)
 		eachPool(a.File(), func(name string, p *config.Pool) {
-			source, settings := sourceOf(p, a.log.With("component", "fleet", "pool", name))
-			if source == nil {
+			settings := sourceSettings(p)
+			if settings == nil {
 				return
 			}
 			wanted[name] = true
@@ -36,6 +37,7 @@ func (a *App) runSources(ctx context.Context) error {
 			}
 			sctx, stop := context.WithCancel(ctx)
 			running[name] = &runningSource{settings, stop}
+			source := a.newSource(name, settings)
 			wg.Go(func() { a.runSource(sctx, name, source) })
 		})
 		for name, old := range running {
@@ -54,6 +56,48 @@ func (a *App) runSources(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// firstWait is the longest that a reload waits for what new sources find.
+const firstWait = 5 * time.Second
+
+// discover asks the sources that come with a configuration for their first
+// instances, all at once, so that a pool is there with them from the moment that
+// rules may send requests to it. What a source has not said within firstWait
+// follows when it does.
+func (a *App) discover(ctx context.Context, old, now *config.File) map[string][]fleet.Target {
+	ctx, stop := context.WithTimeout(ctx, firstWait)
+	defer stop()
+	running := make(map[string]any)
+	eachPool(old, func(name string, p *config.Pool) { running[name] = sourceSettings(p) })
+	var mu sync.Mutex
+	found := make(map[string][]fleet.Target)
+	var wg sync.WaitGroup
+	eachPool(now, func(name string, p *config.Pool) {
+		settings := sourceSettings(p)
+		if settings == nil || reflect.DeepEqual(running[name], settings) {
+			return
+		}
+		source := a.newSource(name, settings)
+		wg.Go(func() {
+			ctx, done := context.WithCancel(ctx)
+			defer done()
+			// Its error comes again, and is logged, when the source runs for good.
+			_ = source.Run(ctx, func(targets []fleet.Target) {
+				mu.Lock()
+				defer mu.Unlock()
+				found[name] = targets
+				done()
+			})
+		})
+	})
+	wg.Wait()
+	return found
+}
+
+// newSource returns the source of a pool by its settings.
+func (a *App) newSource(pool string, settings any) fleet.Source {
+	return newSource(settings, a.log.With("component", "fleet", "pool", pool))
 }
 
 // runSource runs one source until its context ends.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +32,7 @@ func newFleet(t testing.TB, targets ...fleet.Target) *fleet.Fleet {
 	t.Helper()
 	f := fleet.New(slog.New(slog.DiscardHandler))
 	err := f.Apply(fleet.Layout{Regions: []fleet.RegionLayout{{Name: "eu", Pools: []fleet.PoolLayout{{
-		Name: "gpu", Models: map[string]string{"m": "m"}, Static: targets, SlowStart: 10 * time.Second,
+		Name: "gpu", Models: map[string]string{"m": "m"}, Static: targets, Discovered: true, SlowStart: 10 * time.Second,
 	}}}}})
 	if err != nil {
 		t.Fatal(err)
@@ -220,6 +221,42 @@ func TestCountersSurviveFlappingAndReload(t *testing.T) {
 	if a.Live.InFlight() != 0 {
 		t.Error("released on another counter")
 	}
+}
+
+func TestFoundFollowsTheLayout(t *testing.T) {
+	f := fleet.New(slog.New(slog.DiscardHandler))
+	apply := func(p fleet.PoolLayout) {
+		t.Helper()
+		p.Name = "gpu"
+		if err := f.Apply(fleet.Layout{Regions: []fleet.RegionLayout{{Name: "eu", Pools: []fleet.PoolLayout{p}}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(when string, want ...string) {
+		t.Helper()
+		got := []string{}
+		f.Snapshot().Instances(func(i *fleet.Instance) { got = append(got, i.URL.Host) })
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", when, got, want)
+		}
+	}
+	a, b, c := fleet.Target{URL: "http://a:1"}, fleet.Target{URL: "http://b:1"}, fleet.Target{URL: "http://c:1"}
+	apply(fleet.PoolLayout{Discovered: true, Found: []fleet.Target{a, {URL: "ftp://x"}}})
+	want("found ahead", "a:1")
+	f.Update("eu/gpu", []fleet.Target{b})
+	want("found later", "b:1")
+	apply(fleet.PoolLayout{Discovered: true})
+	want("the source stays", "b:1")
+	apply(fleet.PoolLayout{Discovered: true, Found: []fleet.Target{{URL: "ftp://x"}}})
+	want("nothing usable ahead", "b:1")
+	apply(fleet.PoolLayout{Static: []fleet.Target{c}})
+	want("no source any more", "c:1")
+	f.Update("eu/gpu", []fleet.Target{b})
+	want("the last word of a source that ended", "c:1")
+	apply(fleet.PoolLayout{Discovered: true, Static: []fleet.Target{c}})
+	want("a source again", "c:1")
+	f.Update("eu/cpu", []fleet.Target{b})
+	want("another pool", "c:1")
 }
 
 // streams opens n leases that have had a first token after 100 ms.

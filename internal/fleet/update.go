@@ -39,6 +39,8 @@ type PoolLayout struct {
 	Provider    bool     // a hosted account, not servers of our own
 	Standby     bool     // takes nothing until SetReserve(true)
 	Static      []Target // instances written in the configuration
+	Discovered  bool     // a source finds instances too; what it found is kept while this stays so
+	Found       []Target // what a new source has found already; nil keeps what is known
 }
 
 // Fleet holds the current Snapshot and makes the next one. Its methods are safe
@@ -50,7 +52,7 @@ type Fleet struct {
 	mu struct {
 		sync.Mutex
 		layout  Layout
-		found   map[string][]Target          // pool name -> what its source said last
+		found   map[string][]Target          // pool with a source -> what it said last
 		learned map[string]map[string]string // pool name -> models its instances list
 		lives   map[string]*Live
 		watch   map[chan struct{}]struct{}
@@ -77,25 +79,35 @@ func (f *Fleet) Snapshot() *Snapshot { return f.snap.Load() }
 func (f *Fleet) Apply(l Layout) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	old := f.mu.layout
-	f.mu.layout = l
+	layout, found := f.mu.layout, f.mu.found
+	f.mu.layout, f.mu.found = l, f.foundIn(l)
 	if err := f.rebuild(); err != nil {
-		f.mu.layout = old
+		f.mu.layout, f.mu.found = layout, found
 		return err
 	}
 	return nil
 }
 
-// Update replaces the targets that a source found for a pool ("region/pool").
-// An empty set keeps the last known one and says so in the log; a target that
-// cannot be used is left out and logged.
-func (f *Fleet) Update(pool string, targets []Target) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(targets) == 0 {
-		f.log.Warn("discovery found no instance; keeping the last known set", "pool", pool, "instances", len(f.mu.found[pool]))
-		return
+// foundIn is what is known of the pools of a layout that have sources. The caller holds f.mu.
+func (f *Fleet) foundIn(l Layout) map[string][]Target {
+	found := make(map[string][]Target)
+	for _, r := range l.Regions {
+		for _, p := range r.Pools {
+			if !p.Discovered {
+				continue
+			}
+			name := r.Name + "/" + p.Name
+			found[name] = f.mu.found[name]
+			if good := f.usable(name, p.Found); len(good) > 0 {
+				found[name] = good
+			}
+		}
 	}
+	return found
+}
+
+// usable is targets without those that cannot be used, which are logged.
+func (f *Fleet) usable(pool string, targets []Target) []Target {
 	good := make([]Target, 0, len(targets))
 	for _, t := range targets {
 		if _, err := ParseURL(t.URL); err != nil {
@@ -104,7 +116,26 @@ func (f *Fleet) Update(pool string, targets []Target) {
 		}
 		good = append(good, t)
 	}
-	if len(good) == 0 || slices.Equal(good, f.mu.found[pool]) {
+	return good
+}
+
+// Update replaces the targets that a source found for a pool ("region/pool") of
+// the layout. An empty set keeps the last known one and says so in the log; a
+// target that cannot be used is left out and logged. The last word of a source
+// whose pool is gone, or has none any more, is ignored.
+func (f *Fleet) Update(pool string, targets []Target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	known, ok := f.mu.found[pool]
+	if !ok {
+		return
+	}
+	if len(targets) == 0 {
+		f.log.Warn("discovery found no instance; keeping the last known set", "pool", pool, "instances", len(known))
+		return
+	}
+	good := f.usable(pool, targets)
+	if len(good) == 0 || slices.Equal(good, known) {
 		return
 	}
 	f.mu.found[pool] = good

@@ -25,7 +25,7 @@ func region(name string, pools ...fleet.PoolLayout) fleet.RegionLayout {
 
 // pool describes a pool of n instances that take max requests each.
 func pool(name string, n int, max int64) fleet.PoolLayout {
-	p := fleet.PoolLayout{Name: name, Models: map[string]string{"m": "m-up"}, Surfaces: []inference.Surface{inference.Chat}, MaxInFlight: max}
+	p := fleet.PoolLayout{Name: name, Models: map[string]string{"m": "m-up"}, Surfaces: []inference.Surface{inference.Chat}, MaxInFlight: max, Discovered: true}
 	for i := range n {
 		p.Static = append(p.Static, fleet.Target{URL: fmt.Sprintf("http://%s%d:1", name, i)})
 	}
