@@ -30,7 +30,14 @@ const behind = `trusted_proxies: ["127.0.0.0/8"]`
 // many as are wanted.
 func (r *rig) raw(request string, answers int) (statuses []int) {
 	r.t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(r.api, "http://"))
+	return r.rawFrom("127.0.0.1", request, answers)
+}
+
+// rawFrom is raw from an address of this machine.
+func (r *rig) rawFrom(local, request string, answers int) (statuses []int) {
+	r.t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	c, err := d.Dial("tcp", strings.TrimPrefix(r.api, "http://"))
 	if err != nil {
 		r.t.Fatal(err)
 	}
