@@ -98,6 +98,7 @@ var thirdParties = map[string][]string{
 	"internal/config":       {yamlPath},
 	"internal/engine":       {jsontext, "github.com/go-json-experiment/json", prom, prom + "/promhttp", xxhash, yamlPath},
 	"internal/load":         {"github.com/HdrHistogram/hdrhistogram-go"},
+	"internal/bench":        {"golang.org/x/sys/unix"},
 	"internal/cache/memory": {"github.com/maypok86/otter/v2"},
 	"internal/cache/redis":  {rueidis},
 	"internal/cache/sql":    {bun},

@@ -82,7 +82,7 @@ func (r *rig) startListing(ctx context.Context, f *flapper) (err error) {
 	switch r.Source = cmp.Or(r.Source, sourceConsul); r.Source {
 	case sourceConsul:
 	case sourceKubernetes:
-		if host, err = ownAddress(); err != nil {
+		if host, err = listenApart(); err != nil {
 			return err
 		}
 	default:

@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -167,21 +166,6 @@ func (l *kubernetesListing) source() string {
 
 // close implements listing.
 func (l *kubernetesListing) close() { l.server.Close() }
-
-// ownAddress is an IPv4 address of this machine that is not loopback: API servers
-// refuse loopback addresses as endpoints.
-func ownAddress() (string, error) {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return "", err
-	}
-	for _, a := range all {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
-			return n.IP.String(), nil
-		}
-	}
-	return "", errors.New("this machine has no IPv4 address beside loopback, which endpoints in Kubernetes must not have")
-}
 
 // splitAddr splits host:port.
 func splitAddr(addr string) (string, int, error) {

@@ -30,6 +30,8 @@ type Scenario struct {
 	Counted string
 	// Sources are the registries that it can find instances in; nil where it has none.
 	Sources []string
+	// Apart are the sources that need RunApart.
+	Apart []string
 
 	play func(context.Context, *rig) error
 }
@@ -46,7 +48,7 @@ func Scenarios() []Scenario {
 		{Name: "tenants", About: "the 27 clients of the arena trace, each with a key and a limit of its own: everybody gets what is configured", Duration: 60 * time.Second, play: playTenants},
 		{Name: "refunds", About: "a third of the clients of streams leave: ledger, access log and limits agree to the token", Count: 1000, Counted: "streams", play: playRefunds},
 		{Name: "canary", About: "one answer of twenty of an experiment's arm is an error: it rolls back by itself", Duration: 60 * time.Second, play: playCanary},
-		{Name: "discovery", About: "a hundred instances come and go in a real registry, half of them each second, under load", Duration: 60 * time.Second, Count: 100, Counted: "instances", Sources: DiscoverySources(), play: playDiscovery},
+		{Name: "discovery", About: "a hundred instances come and go in a real registry, half of them each second, under load", Duration: 60 * time.Second, Count: 100, Counted: "instances", Sources: DiscoverySources(), Apart: []string{sourceKubernetes}, play: playDiscovery},
 		{Name: "soak", About: "fault-free streams, none of which may break", Count: 100_000, Counted: "streams", play: playSoak},
 	}
 }

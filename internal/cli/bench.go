@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -90,6 +91,13 @@ func runScenario(ctx context.Context, env Env, s bench.Scenario, opts bench.Opti
 	}
 	if len(s.Sources) > 0 && !slices.Contains(s.Sources, opts.Source) {
 		return fmt.Errorf("%w: --source must be %s", errUsage, strings.Join(s.Sources, " or "))
+	}
+	if slices.Contains(s.Apart, opts.Source) && !bench.IsApart() {
+		err := bench.RunApart(ctx, env.Args, env.Stdout, env.Stderr)
+		if _, ok := errors.AsType[*exec.ExitError](err); ok {
+			return errSaid
+		}
+		return err
 	}
 	var err error
 	if opts.Binary, err = bench.Binary(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -49,7 +50,7 @@ printed once, when it is made.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("%w: unknown command %q; give create, list, revoke or rotate", errUsage, clipped(args[0]))
+				return fmt.Errorf("%w: unknown command%s; give create, list, revoke or rotate", errUsage, named(args[0]))
 			}
 			return c.Help()
 		},
@@ -58,12 +59,12 @@ printed once, when it is made.`,
 	return c
 }
 
-// clipped shortens what may be a key that was given by mistake.
-func clipped(arg string) string {
+// named repeats a word that was given, unless it may be a key.
+func named(arg string) string {
 	if len(arg) > 8 {
-		return arg[:8] + "..."
+		return ""
 	}
-	return arg
+	return " " + strconv.Quote(arg)
 }
 
 // flags adds the flags that say where the keys are.

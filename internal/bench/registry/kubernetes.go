@@ -73,7 +73,7 @@ func (s *Kubernetes) arguments(apiserver, etcd, storeAddr, peerAddr string) {
 		"--initial-advertise-peer-urls", peers, "--initial-cluster", "default=" + peers, "--logger", "zap", "--log-level", "error",
 	}}
 	s.api = process{path: apiserver, args: []string{
-		"--etcd-servers", store, "--bind-address", "127.0.0.1", "--secure-port", port,
+		"--etcd-servers", store, "--bind-address", "127.0.0.1", "--secure-port", port, "--advertise-address", "127.0.0.1",
 		"--tls-cert-file", s.path("server.crt"), "--tls-private-key-file", s.path("server.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", s.path("server.key"),
 		"--service-account-signing-key-file", s.path("server.key"), "--service-cluster-ip-range", "10.96.0.0/16",
