@@ -48,6 +48,12 @@ func dial(t testing.TB, addrs ...string) *store.Client {
 	t.Helper()
 	c := store.Default()
 	c.Addresses, c.Cluster = addrs, len(addrs) > 1
+	return dialAs(t, c)
+}
+
+// dialAs is dial with a configuration.
+func dialAs(t testing.TB, c store.Config) *store.Client {
+	t.Helper()
 	client, err := store.New(c, testkit.Discard())
 	if err != nil {
 		t.Fatal(err)
@@ -229,6 +235,45 @@ func TestRedisKilledMidRun(t *testing.T) {
 				t.Error("Redis is back and is not asked")
 			}
 		})
+	}
+}
+
+// TestFailoverKeepsBuckets: what was used at the master is used at the replica that a
+// sentinel puts in its place.
+func TestFailoverKeepsBuckets(t *testing.T) {
+	master := redistest.Start(t)
+	replica := master.Replica()
+	sentinel := redistest.StartSentinel(t, "main", master)
+	c := store.Default()
+	c.Addresses, c.Sentinel.Master = []string{sentinel.Addr()}, "main"
+	rule := limit.Rule{Name: "tenants", By: []string{"tenant"}, Requests: limit.Bucket{Rate: limit.Rate{N: 10, Per: time.Hour}, Burst: 10}}
+	l := gateway(t, dialAs(t, c), settings(limit.ModeExact), rule)
+	admitted := func(n int) (got int) {
+		for range n {
+			if _, err := l.Reserve(t.Context(), time.Now(), request("a")); err == nil {
+				got++
+			}
+		}
+		return got
+	}
+	if got := admitted(6); got != 6 {
+		t.Fatalf("%d of 6 were admitted", got)
+	}
+	master.Do("SET", "behind-the-others", "1")
+	testkit.Eventually(t, "the replica has everything", func() bool { return replica.Do("GET", "behind-the-others") == "1" })
+	testkit.Eventually(t, "the sentinel knows the replica", func() bool {
+		return strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "main"), replica.Addr())
+	})
+	master.Kill()
+	testkit.Eventually(t, "the sentinel orders a failover", func() bool { _, err := sentinel.Try("SENTINEL", "FAILOVER", "main"); return err == nil })
+	testkit.Eventually(t, "buckets are at the new master", func() bool {
+		faults := gauge(t, l, "spillway_limit_store_faults_total")
+		_, err := l.Reserve(t.Context(), time.Now(), request(strconv.FormatInt(time.Now().UnixNano(), 10)))
+		return err == nil && gauge(t, l, "spillway_limit_store_resting") == 0 && gauge(t, l, "spillway_limit_store_faults_total") == faults &&
+			strings.Contains(replica.Do("ROLE"), "master")
+	})
+	if got := admitted(10); got != 4 {
+		t.Errorf("%d were admitted after the failover, want the 4 that are left", got)
 	}
 }
 
