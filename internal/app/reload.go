@@ -90,6 +90,7 @@ func (a *App) Reload(ctx context.Context) error {
 	if a.opts.Path == "" {
 		return fmt.Errorf("there is no configuration file to read again")
 	}
+	a.followKeys()
 	a.reload.one.Lock()
 	defer a.reload.one.Unlock()
 	now, old := time.Now(), a.File()
@@ -104,7 +105,6 @@ func (a *App) Reload(ctx context.Context) error {
 	if err != nil {
 		a.reload.refused(err, now)
 		a.log.Error("reload refused; the old configuration stays in force", "component", "config", "err", err)
-		a.followKeys(old)
 		return err
 	}
 	a.reload.succeeded(file, now)
@@ -116,11 +116,12 @@ func (a *App) Reload(ctx context.Context) error {
 }
 
 // followKeys reads the files of keys again that the configuration in force names: a key
-// is revoked at once, also while somebody writes a new configuration that is wrong.
-func (a *App) followKeys(file *config.File) {
+// is revoked at once, also while somebody writes a new configuration that is wrong, or
+// one whose sources of discovery are slow.
+func (a *App) followKeys() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.keys.Apply(file.Identity); err != nil {
+	if err := a.keys.Apply(a.mu.file.Identity); err != nil {
 		a.log.Warn("the keys stay as they were", "component", "identity", "err", err)
 	}
 }

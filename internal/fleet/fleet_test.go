@@ -259,6 +259,32 @@ func TestFoundFollowsTheLayout(t *testing.T) {
 	want("another pool", "c:1")
 }
 
+func TestModelsAreLearnedForAPoolAsLongAsItStays(t *testing.T) {
+	f := fleet.New(slog.New(slog.DiscardHandler))
+	apply := func(pools ...fleet.PoolLayout) {
+		t.Helper()
+		if err := f.Apply(fleet.Layout{Regions: []fleet.RegionLayout{{Name: "eu", Pools: pools}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(when string, want ...string) {
+		t.Helper()
+		if got := f.Snapshot().Models(); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", when, got, want)
+		}
+	}
+	gpu := fleet.PoolLayout{Name: "gpu", Static: []fleet.Target{{URL: "http://a:1"}}}
+	apply(gpu)
+	f.Learn("eu/gpu", []string{"m"})
+	want("learned", "m")
+	apply(gpu)
+	want("the pool stays", "m")
+	apply()
+	f.Learn("eu/gpu", []string{"m"})
+	apply(gpu)
+	want("the pool is another one")
+}
+
 // streams opens n leases that have had a first token after 100 ms.
 func streams(t *testing.T, f *fleet.Fleet, n int) []*fleet.Lease {
 	t.Helper()

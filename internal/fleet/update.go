@@ -53,7 +53,7 @@ type Fleet struct {
 		sync.Mutex
 		layout  Layout
 		found   map[string][]Target          // pool with a source -> what it said last
-		learned map[string]map[string]string // pool name -> models its instances list
+		learned map[string]map[string]string // pool without models -> those that its instances list
 		lives   map[string]*Live
 		watch   map[chan struct{}]struct{}
 		reserve bool // standby pools take work
@@ -79,31 +79,36 @@ func (f *Fleet) Snapshot() *Snapshot { return f.snap.Load() }
 func (f *Fleet) Apply(l Layout) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	layout, found := f.mu.layout, f.mu.found
-	f.mu.layout, f.mu.found = l, f.foundIn(l)
+	layout, found, learned := f.mu.layout, f.mu.found, f.mu.learned
+	f.mu.layout = l
+	f.mu.found, f.mu.learned = f.knownOf(l)
 	if err := f.rebuild(); err != nil {
-		f.mu.layout, f.mu.found = layout, found
+		f.mu.layout, f.mu.found, f.mu.learned = layout, found, learned
 		return err
 	}
 	return nil
 }
 
-// foundIn is what is known of the pools of a layout that have sources. The caller holds f.mu.
-func (f *Fleet) foundIn(l Layout) map[string][]Target {
-	found := make(map[string][]Target)
+// knownOf is what is known of the pools of a layout: the instances of those that have
+// sources, and the models of those that learn them. The caller holds f.mu.
+func (f *Fleet) knownOf(l Layout) (found map[string][]Target, learned map[string]map[string]string) {
+	found, learned = make(map[string][]Target), make(map[string]map[string]string)
 	for _, r := range l.Regions {
 		for _, p := range r.Pools {
+			name := r.Name + "/" + p.Name
+			if p.Models == nil {
+				learned[name] = f.mu.learned[name]
+			}
 			if !p.Discovered {
 				continue
 			}
-			name := r.Name + "/" + p.Name
 			found[name] = f.mu.found[name]
 			if good := f.usable(name, p.Found); len(good) > 0 {
 				found[name] = good
 			}
 		}
 	}
-	return found
+	return found, learned
 }
 
 // usable is targets without those that cannot be used, which are logged.
@@ -145,7 +150,7 @@ func (f *Fleet) Update(pool string, targets []Target) {
 }
 
 // Learn sets the models of a pool that has none configured, as its instances
-// list them.
+// list them. Other pools stay as they are.
 func (f *Fleet) Learn(pool string, models []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -153,7 +158,7 @@ func (f *Fleet) Learn(pool string, models []string) {
 	for _, name := range models {
 		m[name] = name
 	}
-	if maps.Equal(m, f.mu.learned[pool]) {
+	if known, ok := f.mu.learned[pool]; !ok || maps.Equal(m, known) {
 		return
 	}
 	f.mu.learned[pool] = m

@@ -64,11 +64,6 @@ func New(cfg Config, log *slog.Logger) *Source {
 // Run implements fleet.Source. It is called once and returns nil when ctx ends.
 func (s *Source) Run(ctx context.Context, update func([]fleet.Target)) error {
 	ctx = klog.NewContext(ctx, logr.Discard()) // what client-go has to say is logged by outage
-	n := s.connect(ctx)
-	if n == nil {
-		return nil
-	}
-	defer n.close()
 	changed := make(chan struct{}, 1)
 	endpoints := newStore(readSlice, changed)
 	pods := newStore(readPod, changed)
@@ -78,14 +73,11 @@ func (s *Source) Run(ctx context.Context, update func([]fleet.Target)) error {
 	} else {
 		pods.mu.known = true
 	}
-	var follow []*cache.Reflector // all of them before the first runs: it ends with ctx alone
-	for _, k := range wanted {
-		r, err := k.reflector(ctx, n)
-		if err != nil {
-			return err
-		}
-		follow = append(follow, r)
+	n, follow := s.begin(ctx, wanted)
+	if n == nil {
+		return nil
 	}
+	defer n.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, r := range follow {
@@ -104,21 +96,39 @@ func (s *Source) Run(ctx context.Context, update func([]fleet.Target)) error {
 	}
 }
 
-// connect reads the configuration of the connection until that succeeds. It
-// returns nil when ctx ends.
-func (s *Source) connect(ctx context.Context) *connection {
+// begin reads the configuration of the connection, and makes what follows the
+// kinds, until that succeeds. It returns nil when ctx ends.
+func (s *Source) begin(ctx context.Context, wanted []*kind) (*connection, []*cache.Reflector) {
 	for failures := 1; ; failures++ {
-		n, err := s.cfg.connect()
+		n, follow, err := s.reflectors(ctx, wanted)
 		if err == nil {
-			return n
+			return n, follow
 		}
 		if failures == 1 {
 			s.log.Warn("kubernetes cannot be asked", "err", err)
 		}
 		if !sleep(ctx, backOff(failures)) {
-			return nil
+			return nil, nil
 		}
 	}
+}
+
+// reflectors makes what follows the kinds over one connection. None of them runs.
+func (s *Source) reflectors(ctx context.Context, wanted []*kind) (*connection, []*cache.Reflector, error) {
+	n, err := s.cfg.connect()
+	if err != nil {
+		return nil, nil, err
+	}
+	var follow []*cache.Reflector
+	for _, k := range wanted {
+		r, err := k.reflector(ctx, n)
+		if err != nil {
+			n.close()
+			return nil, nil, err
+		}
+		follow = append(follow, r)
+	}
+	return n, follow, nil
 }
 
 // look makes targets of what is known, logs what changed and passes a changed set

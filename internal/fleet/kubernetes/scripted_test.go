@@ -223,18 +223,28 @@ func expired() object {
 }
 
 func TestAWrongConfigurationIsTriedAgain(t *testing.T) {
-	t.Parallel()
-	s := script(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
-		say(w, "7", versioned(slice("a", "IPv4", on("10.0.0.1", "", "ready", "")), "7"))
-	}, hold)
-	good := read(t, s.kubeconfig(t))
-	cfg := config(filepath.Join(t.TempDir(), "later"))
-	cfg.Context = "test"
-	got, l := run(t, cfg)
-	testkit.Eventually(t, "a missing file is logged", func() bool { return l.Count("cannot be asked") == 1 })
-	write(t, cfg.Kubeconfig, strings.ReplaceAll(good, "name: test,", "name: other,"))
-	write(t, cfg.Kubeconfig, good)
-	reach(t, got, at(url(1)))
+	for name, wrong := range map[string]func(good, server string) string{
+		"no file":           nil,
+		"no such context":   func(good, _ string) string { return strings.ReplaceAll(good, "name: test,", "name: other,") },
+		"no usable address": func(good, server string) string { return strings.ReplaceAll(good, server, "127.0.0.1:1:9") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := script(t, func(_ int, w http.ResponseWriter, _ *http.Request) {
+				say(w, "7", versioned(slice("a", "IPv4", on("10.0.0.1", "", "ready", "")), "7"))
+			}, hold)
+			good := read(t, s.kubeconfig(t))
+			cfg := config(filepath.Join(t.TempDir(), "config"))
+			cfg.Context = "test"
+			if wrong != nil {
+				write(t, cfg.Kubeconfig, wrong(good, s.URL))
+			}
+			got, l := run(t, cfg)
+			testkit.Eventually(t, "it is logged", func() bool { return l.Count("cannot be asked") == 1 })
+			write(t, cfg.Kubeconfig, good)
+			reach(t, got, at(url(1)))
+		})
+	}
 }
 
 func Example() {
