@@ -179,15 +179,23 @@ func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 	watched := make(map[string]bool)
 	follow := func() {
 		for _, f := range a.watched() {
-			dir := filepath.Dir(f)
-			if f == "" || w.Events == nil || watched[dir] {
+			if f == "" || w.Events == nil {
 				continue
 			}
-			if err := w.Add(dir); err != nil {
-				a.log.Warn("a directory is not watched", "component", "config", "dir", dir, "err", err)
-				continue
+			dirs := []string{filepath.Dir(f)}
+			if target, err := filepath.EvalSymlinks(f); err == nil { // where `spillway key` puts the new file
+				dirs = append(dirs, filepath.Dir(target))
 			}
-			watched[dir] = true
+			for _, dir := range dirs {
+				if watched[dir] {
+					continue
+				}
+				if err := w.Add(dir); err != nil {
+					a.log.Warn("a directory is not watched", "component", "config", "dir", dir, "err", err)
+					continue
+				}
+				watched[dir] = true
+			}
 		}
 	}
 	follow()

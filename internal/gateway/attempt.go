@@ -271,9 +271,7 @@ func (a *attempt) firstDelta(until time.Time, f *flight) error {
 			}
 			return err
 		}
-		if !ev.Usage.Zero() {
-			a.usage = ev.Usage
-		}
+		a.usage.Update(ev.Usage)
 		if ev.Raw == nil {
 			continue
 		}
@@ -317,6 +315,9 @@ func (f *flight) settle(a *attempt, err error) {
 	if err == nil {
 		f.finishUsage(a)
 	} else {
+		if !f.rec.Usage.Zero() { // all that came before it broke off counts
+			f.mergeUsage(a)
+		}
 		putHeld(a.held) // of an attempt that failed nothing is sent any more
 		a.held = nil
 		failure = asFailure(err)
@@ -354,12 +355,17 @@ func asFailure(err error) *inference.Failure {
 	return &inference.Failure{Verdict: inference.VerdictBroken, Reason: "error", Err: err}
 }
 
+// mergeUsage adds what the held part of an answer said; what came later counts more.
+func (f *flight) mergeUsage(a *attempt) {
+	said := a.usage
+	said.Update(f.rec.Usage)
+	f.rec.Usage = said
+}
+
 // finishUsage completes the record's usage with what the held part of the answer
 // said.
 func (f *flight) finishUsage(a *attempt) {
-	if f.rec.Usage.Zero() {
-		f.rec.Usage = a.usage
-	}
+	f.mergeUsage(a)
 	if a.whole {
 		f.rec.Usage = wire.AnswerUsage(a.held)
 		f.rec.Tokens = a.lease.Events() // where it was put together from a stream

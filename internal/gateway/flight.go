@@ -11,6 +11,7 @@ import (
 
 	"github.com/spillway/spillway/internal/fleet"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
 )
 
 // errLeft is the cause of a flight's end when its last reader has left.
@@ -316,9 +317,7 @@ func (f *flight) relayEvents(a *attempt) error {
 			return f.late(err)
 		}
 		at = ev.At
-		if !ev.Usage.Zero() {
-			f.rec.Usage = ev.Usage
-		}
+		f.rec.Usage.Update(ev.Usage)
 		if ev.Raw == nil { // what was held for it must not wait for what comes next
 			err = f.send(nil, true)
 			continue
@@ -367,20 +366,27 @@ func (f *flight) relayBody(a *attempt) error {
 		return io.EOF
 	}
 	a.held = nil
-	buf := make([]byte, 0, pieceSize)
+	buf, end := make([]byte, 0, pieceSize), make([]byte, 0, 2*usageSize)
 	for {
 		var err error
 		buf, err = a.answer.Body(f.deadline(), buf[:0], pieceSize)
 		if len(buf) > 0 {
+			end = append(end, buf[max(0, len(buf)-usageSize):]...)
+			end = append(end[:0], end[max(0, len(end)-usageSize):]...)
 			if werr := f.send(buf, true); werr != nil {
 				return f.gone(werr)
 			}
 		}
 		if err != nil && !(errors.Is(err, inference.ErrNotYet) && !f.expired(time.Now())) {
+			a.usage = wire.AnswerUsage(end)
 			return f.late(err)
 		}
 	}
 }
+
+// usageSize is how much of the end of an answer that is too large to hold is searched
+// for what it cost.
+const usageSize = 4 << 10
 
 // gone is a reader that could not be written to: it left.
 func (f *flight) gone(err error) error {

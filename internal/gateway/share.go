@@ -123,6 +123,7 @@ func (f *flight) refuseShared(err *inference.Error, old *inference.Stored, known
 // refreshed in the background where it may be used meanwhile.
 func (f *flight) replay(s *inference.Stored, known Known) *inference.Record {
 	f.rec.Cache, f.rec.CacheLevel, f.rec.CacheAge, f.rec.Usage = inference.CacheHit, s.Level, s.Age, s.Usage
+	f.rec.Borrowed = true
 	if !s.Fresh {
 		f.rec.Cache = inference.CacheStale
 		if s.WhileRevalidate {

@@ -274,6 +274,7 @@ func (f *flight) takeOver(rec *inference.Record) {
 	f.rec.Attempts = append(f.rec.Attempts, rec.Attempts...)
 	f.rec.Queued += rec.Queued
 	f.rec.Upstream += rec.Upstream
+	f.rec.Borrowed = false
 	f.rec.Tokens, f.rec.Gaps, f.rec.Usage = rec.Tokens, rec.Gaps, rec.Usage
 }
 
@@ -281,5 +282,5 @@ func (f *flight) takeOver(rec *inference.Record) {
 func (s *seat) outcome(rec *inference.Record) {
 	from := &s.flight.rec
 	rec.Code, rec.Reason, rec.Complete, rec.Degraded = from.Code, from.Reason, from.Complete, from.Degraded
-	rec.Usage, rec.Tokens = from.Usage, from.Tokens
+	rec.Usage, rec.Tokens, rec.Borrowed = from.Usage, from.Tokens, true
 }

@@ -115,6 +115,15 @@ func parseDigest(text string) (d Digest, err error) {
 	return d, nil
 }
 
+// parseTime reads when something ends. The zero time would mean that it never does.
+func parseTime(text string) (time.Time, error) {
+	at, err := time.Parse(time.RFC3339, text)
+	if err == nil && at.IsZero() {
+		err = errors.New("year 1")
+	}
+	return at, err
+}
+
 // set reads one setting.
 func (k *Key) set(name, value string) (err error) {
 	switch name {
@@ -128,9 +137,9 @@ func (k *Key) set(name, value string) (err error) {
 		k.Models, err = ParseModels(value)
 		return err
 	case "expires":
-		k.Expires, err = time.Parse(time.RFC3339, value)
+		k.Expires, err = parseTime(value)
 	case "revoked":
-		k.Revoked, err = time.Parse(time.RFC3339, value)
+		k.Revoked, err = parseTime(value)
 	default:
 		for _, q := range quotas {
 			if q.name != name {

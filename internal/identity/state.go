@@ -71,24 +71,23 @@ func newState(cfg *Config, secret pepper, lists ...[]Key) (s *state, without int
 // find looks a key up. sum is its SHA-256 where a token may need it. Each digest is
 // computed when a key or token could have it, whatever the key is.
 func (s *state) find(key string, now time.Time) (found *entry, sum digest) {
-	if len(s.plain.keys) > 0 || s.tokens {
-		sum = s.plain.sum(key)
-		found = s.plain.get(sum, now)
-	}
-	if len(s.peppered.keys) > 0 {
-		if e := s.peppered.get(s.peppered.sum(key), now); e != nil {
-			found = e
+	ends := int64(math.MaxInt64)
+	look := func(e *entry) {
+		if e != nil {
+			found, ends = e, min(ends, e.ends) // of a key that stands in both, the earlier end counts
 		}
 	}
-	return found, sum
-}
-
-// get returns the key with a digest, if it is in force.
-func (x *index) get(d digest, now time.Time) *entry {
-	if e := x.keys[d]; e != nil && now.UnixNano() < e.ends {
-		return e
+	if len(s.plain.keys) > 0 || s.tokens {
+		sum = s.plain.sum(key)
+		look(s.plain.keys[sum])
 	}
-	return nil
+	if len(s.peppered.keys) > 0 {
+		look(s.peppered.keys[s.peppered.sum(key)])
+	}
+	if now.UnixNano() >= ends {
+		return nil, sum
+	}
+	return found, sum
 }
 
 // inForce counts the keys that are.
@@ -122,7 +121,20 @@ func (k *Key) ends() int64 {
 	case k.Expires.IsZero():
 		return math.MaxInt64
 	}
-	return k.Expires.UnixNano()
+	return nano(k.Expires)
+}
+
+// nano is an instant in Unix ns, or the nearest one that an int64 holds: years before
+// 1678 and after 2262 do not fit.
+func nano(t time.Time) int64 {
+	const most = math.MaxInt64 / int64(time.Second)
+	switch s := t.Unix(); {
+	case s >= most:
+		return math.MaxInt64
+	case s <= -most:
+		return math.MinInt64
+	}
+	return t.UnixNano()
 }
 
 // digest is what a key is looked up by.

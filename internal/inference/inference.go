@@ -243,3 +243,19 @@ type Usage struct {
 
 // Zero says whether nothing was reported.
 func (u Usage) Zero() bool { return u == Usage{} }
+
+// Update takes over what a later report says. It may leave out what an earlier one said:
+// Anthropic's last event has the answer's tokens alone.
+func (u *Usage) Update(next Usage) {
+	for _, f := range [...]struct {
+		to   *int64
+		from int64
+	}{
+		{&u.PromptTokens, next.PromptTokens}, {&u.CompletionTokens, next.CompletionTokens},
+		{&u.CachedTokens, next.CachedTokens}, {&u.ReasoningTokens, next.ReasoningTokens},
+	} {
+		if f.from > 0 {
+			*f.to = f.from
+		}
+	}
+}

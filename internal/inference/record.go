@@ -35,6 +35,7 @@ type Record struct {
 	Duration time.Duration // from Received to the last byte
 	Queued   time.Duration // part of Duration spent waiting for a slot
 	Upstream time.Duration // part of Duration spent waiting for upstreams
+	Borrowed bool          // the answer was generated for somebody else, whatever was tried for this request
 	Complete bool          // the answer ended as its surface demands
 	Gaps     Gaps          // between the events of a stream
 	Degraded string        // what was lowered, e.g. a fallback model
@@ -70,11 +71,11 @@ const (
 // definition of the token ledger and of limits on tokens.
 func (r *Record) Spent() (u Usage, estimated bool) {
 	switch {
-	case len(r.Attempts) == 0:
+	case len(r.Attempts) == 0 || r.Borrowed:
 		return Usage{}, false
 	case !r.Usage.Zero():
 		return r.Usage, false
-	case r.TTFT == 0 && !r.Complete:
+	case r.TTFT == 0 && !r.Complete && !r.leftLate():
 		return Usage{}, false
 	}
 	u = Usage{PromptTokens: r.Request.PromptTokens(), CompletionTokens: r.Tokens}
@@ -82,6 +83,12 @@ func (r *Record) Spent() (u Usage, estimated bool) {
 		u.CompletionTokens = (r.Bytes + 3) / 4 // its JSON included: rather too much than nothing
 	}
 	return u, true
+}
+
+// leftLate says whether the client of an answer in one piece left after some of it was
+// there: of what was generated, or of what was passed on.
+func (r *Record) leftLate() bool {
+	return r.Code == CodeCanceled && (r.Tokens > 0 || !r.Request.Stream && r.Bytes > 0)
 }
 
 // Last returns the attempt that gave the answer, or the last one that did not.

@@ -122,7 +122,7 @@ func overhead(rec *inference.Record) time.Duration { return max(0, rec.Duration-
 // tokens is what a request used; of an answer that was not generated for it, what
 // that answer says.
 func tokens(rec *inference.Record) (u inference.Usage, estimated bool) {
-	if len(rec.Attempts) == 0 {
+	if len(rec.Attempts) == 0 || rec.Borrowed {
 		return rec.Usage, false
 	}
 	return rec.Spent()

@@ -264,6 +264,8 @@ const mostTokens = 1 << 40
 
 // readUsage reads the usage object that is next in d, in any surface's names.
 func readUsage(d *decoder, u *inference.Usage) error {
+	anthropic := false
+	apart := int64(0) // of the prompt, beside Anthropic's input_tokens
 	_, err := d.members(func(name []byte) error {
 		switch string(name) {
 		case `"prompt_tokens_details"`, `"completion_tokens_details"`,
@@ -279,16 +281,26 @@ func readUsage(d *decoder, u *inference.Usage) error {
 		n, _ := strconv.ParseInt(string(v), 10, 64) // of what is too large the nearest that there is
 		n = min(max(n, 0), mostTokens)
 		switch string(name) {
-		case `"prompt_tokens"`, `"input_tokens"`:
+		case `"prompt_tokens"`:
 			u.PromptTokens = n
+		case `"input_tokens"`:
+			u.PromptTokens, anthropic = n, true
 		case `"completion_tokens"`, `"output_tokens"`:
 			u.CompletionTokens = n
-		case `"cached_tokens"`, `"prompt_cache_hit_tokens"`, `"cache_read_input_tokens"`:
+		case `"cached_tokens"`, `"prompt_cache_hit_tokens"`:
 			u.CachedTokens = n
+		case `"cache_read_input_tokens"`:
+			u.CachedTokens = n
+			apart += n
+		case `"cache_creation_input_tokens"`:
+			apart += n
 		case `"reasoning_tokens"`:
 			u.ReasoningTokens = n
 		}
 		return nil
 	})
+	if anthropic {
+		u.PromptTokens += apart
+	}
 	return err
 }

@@ -22,12 +22,12 @@ func (s *scanner) readPrompt() error {
 			s.rebuild = false
 		}
 		s.f.PromptAt = s.spanOf(v)
-		s.f.PromptBytes = int64(len(v))
+		s.f.PromptBytes += int64(len(v))
 		return nil
 	}
 	start, images, err := s.readParts(0)
 	s.f.PromptAt = inference.Span{Start: start, End: int(s.d.InputOffset())}
-	s.f.PromptBytes = int64(s.f.PromptAt.Len() - images)
+	s.f.PromptBytes += int64(s.f.PromptAt.Len() - images)
 	return err
 }
 

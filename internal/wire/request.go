@@ -118,6 +118,10 @@ func (s *scanner) member(name []byte) error {
 			s.f.User = text(v)
 		}
 	default:
+		switch string(key) {
+		case "system", "instructions", "tools", "functions": // the model reads them too
+			s.f.PromptBytes += int64(len(v))
+		}
 		s.rebuild = s.rebuild && rebuildable(key, v)
 		return s.readSampling(key, v)
 	}

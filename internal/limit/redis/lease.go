@@ -92,7 +92,7 @@ func (s *Store) lend(ctx context.Context, now time.Time, asks []limit.Ask) (bool
 		w, answer := s.use(ctx, a, t, len(lacking) == 0)
 		switch answer {
 		case denied:
-			s.undo(asks[:i], lacking)
+			s.undo(asks[:i], lacking, true)
 			for j := i + 1; j < len(asks); j++ {
 				asks[j].State = -1 // nobody looked at it
 			}
@@ -114,7 +114,7 @@ func (s *Store) lend(ctx context.Context, now time.Time, asks []limit.Ask) (bool
 		}
 	}
 	if err != nil || !ok {
-		s.undo(asks, lacking)
+		s.undo(asks, lacking, false)
 	}
 	return ok && err == nil, err
 }
@@ -223,8 +223,9 @@ func (c *credits) refunded(k limit.Key) {
 	c.with(k, func(c *credit) { c.denied = 0 })
 }
 
-// undo gives back what was used of what is held, of asks that were looked at.
-func (s *Store) undo(asks []limit.Ask, lacking []want) {
+// undo gives back what was used of what is held, of asks that were looked at. unasked
+// says that Redis was not told, so that what was to go back there stays here.
+func (s *Store) undo(asks []limit.Ask, lacking []want, unasked bool) {
 	next := 0
 	for i := range asks {
 		a := &asks[i]
@@ -236,6 +237,9 @@ func (s *Store) undo(asks []limit.Ask, lacking []want) {
 					c.have += a.Cost
 				case lacking[next].credit == c:
 					c.ended()
+				}
+				if lacks && unasked {
+					c.have += lacking[next].back
 				}
 			})
 		}
