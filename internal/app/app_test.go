@@ -401,19 +401,31 @@ func TestARefusedReloadLeavesExperimentsAlone(t *testing.T) {
 	}
 }
 
+// TestTheKeysFileIsWatched, also where it is a link to a file in another directory.
 func TestTheKeysFileIsWatched(t *testing.T) {
-	keys := filepath.Join(t.TempDir(), "keys")
-	write(t, keys, keysLine("first", "a"))
-	r := newRig(t, text(pool("gpu", named(t, "one")), "identity: {keys_file: "+keys+"}"))
-	if status, _ := r.chat("Authorization: Bearer second"); status != 401 {
-		t.Fatalf("got %d", status)
-	}
-	write(t, keys, keysLine("first", "a")+keysLine("second", "b"))
-	testkit.Eventually(t, "the second key is in force", func() bool { status, _ := r.chat("Authorization: Bearer second"); return status == 200 })
-	write(t, keys, "garbage\n")
-	testkit.Eventually(t, "the broken file was refused", func() bool { return r.state().LastError != "" })
-	if status, _ := r.chat("Authorization: Bearer second"); status != 200 {
-		t.Errorf("a broken file took a key away: %d", status)
+	for _, linked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("linked=%t", linked), func(t *testing.T) {
+			keys := filepath.Join(t.TempDir(), "keys")
+			write(t, keys, keysLine("first", "a"))
+			path := keys
+			if linked {
+				path = filepath.Join(t.TempDir(), "link")
+				if err := os.Symlink(keys, path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := newRig(t, text(pool("gpu", named(t, "one")), "identity: {keys_file: "+path+"}"))
+			if status, _ := r.chat("Authorization: Bearer second"); status != 401 {
+				t.Fatalf("got %d", status)
+			}
+			write(t, keys, keysLine("first", "a")+keysLine("second", "b"))
+			testkit.Eventually(t, "the second key is in force", func() bool { status, _ := r.chat("Authorization: Bearer second"); return status == 200 })
+			write(t, keys, "garbage\n")
+			testkit.Eventually(t, "the broken file was refused", func() bool { return r.state().LastError != "" })
+			if status, _ := r.chat("Authorization: Bearer second"); status != 200 {
+				t.Errorf("a broken file took a key away: %d", status)
+			}
+		})
 	}
 }
 

@@ -59,6 +59,13 @@ func TestSettings(t *testing.T) {
 		peppered(strings.Repeat("z", 256)) + " long vip id=long-3",
 		peppered("later") + " gamma batch expires=2026-11-20T12:00:01Z",
 		digest("gone") + " delta vip revoked=2026-11-01T00:00:00Z",
+		digest("far") + " delta vip expires=9999-12-31T00:00:00Z id=far",
+		digest("both") + " delta vip revoked=2026-11-01T00:00:00Z",
+		peppered("both") + " delta vip id=both",
+		digest("both too") + " delta vip id=both-too",
+		peppered("both too") + " delta vip expires=2026-11-01T00:00:00Z",
+		digest("both good") + " delta vip id=good-1 expires=2026-12-01T00:00:00Z",
+		peppered("both good") + " delta vip id=good-2",
 	}, "\n"))}
 	keys := at(t, cfg, &now)
 	tests := map[string]struct {
@@ -76,6 +83,10 @@ func TestSettings(t *testing.T) {
 		"as long as the buffer":  {strings.Repeat("z", 256), inference.Caller{Tenant: "long", Key: "long-3", Class: inference.VIP}, ""},
 		"long and revoked":       {strings.Repeat("x", 300), inference.Caller{}, inference.CodeUnauthorized},
 		"ends at this instant":   {"salted", inference.Caller{}, inference.CodeUnauthorized},
+		"long after 2262":        {"far", inference.Caller{Tenant: "delta", Key: "far", Class: inference.VIP}, ""},
+		"revoked, plain":         {"both", inference.Caller{}, inference.CodeUnauthorized},
+		"ended, peppered":        {"both too", inference.Caller{}, inference.CodeUnauthorized},
+		"two digests in force":   {"both good", inference.Caller{Tenant: "delta", Key: "good-2", Class: inference.VIP}, ""},
 		"revoked":                {"gone", inference.Caller{}, inference.CodeUnauthorized},
 		"the digest is no key":   {peppered("later")[5:], inference.Caller{}, inference.CodeUnauthorized},
 		"the pepper is no key":   {secretPepper, inference.Caller{}, inference.CodeUnauthorized},
@@ -94,15 +105,15 @@ func TestSettings(t *testing.T) {
 			}
 		})
 	}
-	if got := keys.Len(); got != 5 {
-		t.Errorf("got %d keys in force, want 5", got)
+	if got := keys.Len(); got != 10 {
+		t.Errorf("got %d keys in force, want 10", got)
 	}
 	now = noon.Add(time.Second)
 	if _, err := keys.Identify(with("later")); err == nil {
 		t.Error("a key works at the instant at which it ends")
 	}
-	if got := keys.Len(); got != 4 {
-		t.Errorf("got %d keys in force a second later, want 4", got)
+	if got := keys.Len(); got != 9 {
+		t.Errorf("got %d keys in force a second later, want 9", got)
 	}
 }
 
@@ -116,6 +127,7 @@ func TestSettingsMistakes(t *testing.T) {
 		"zero":           {"tpm=0", "column 4: tpm must be a number of 1 to 1000000000000000"},
 		"negative":       {"concurrent=-1", "column 4: concurrent must be a number of 1 to 1000000000000000"},
 		"no time":        {"expires=tomorrow", "column 4: expires must be a time such as 2027-01-01T00:00:00Z"},
+		"year 1":         {"revoked=0001-01-01T00:00:00Z", "column 4: revoked must be a time such as 2027-01-01T00:00:00Z"},
 		"a bad id":       {"id=sk:secret", "column 4: an id has 1 to 64 letters, digits, dots, dashes and underscores"},
 		"no id":          {"id=", "column 4: an id has 1 to 64 letters, digits, dots, dashes and underscores"},
 		"no pattern":     {"models=a,,b", "column 4: models: want patterns between commas, such as llama-*,qwen-7b, of at most 128 bytes each"},

@@ -1,6 +1,7 @@
 package inference_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -85,5 +86,44 @@ func TestVerdictNames(t *testing.T) {
 	}
 	if len(seen) != 6 || inference.Verdict(99).String() != "unknown" {
 		t.Errorf("got %v", seen)
+	}
+}
+
+func TestUsageUpdate(t *testing.T) {
+	u := inference.Usage{PromptTokens: 5, CompletionTokens: 1, CachedTokens: 2}
+	u.Update(inference.Usage{CompletionTokens: 13, ReasoningTokens: 4})
+	u.Update(inference.Usage{})
+	if want := (inference.Usage{PromptTokens: 5, CompletionTokens: 13, CachedTokens: 2, ReasoningTokens: 4}); u != want {
+		t.Errorf("got %+v, want %+v", u, want)
+	}
+}
+
+// TestSpent is the definition of what a request is charged for.
+func TestSpent(t *testing.T) {
+	reported := inference.Usage{PromptTokens: 5, CompletionTokens: 13}
+	unread := inference.Usage{PromptTokens: 10, CompletionTokens: 1} // a token for 4 bytes
+	tried := []inference.Attempt{{}}
+	request := func(stream bool) *inference.Request {
+		return &inference.Request{Fields: inference.Fields{PromptBytes: 40, Stream: stream}}
+	}
+	for name, c := range map[string]struct {
+		rec       inference.Record
+		want      inference.Usage
+		estimated bool
+	}{
+		"reported":                     {inference.Record{Attempts: tried, Usage: reported}, reported, false},
+		"kept":                         {inference.Record{Usage: reported}, inference.Usage{}, false},
+		"kept, after attempts":         {inference.Record{Attempts: tried, Usage: reported, Borrowed: true}, inference.Usage{}, false},
+		"nothing was generated":        {inference.Record{Attempts: tried, Code: inference.CodeCanceled}, inference.Usage{}, false},
+		"a stream that was left":       {inference.Record{Attempts: tried, Code: inference.CodeCanceled, TTFT: 1, Tokens: 3}, inference.Usage{PromptTokens: 10, CompletionTokens: 3}, true},
+		"one piece, generated in part": {inference.Record{Attempts: tried, Code: inference.CodeCanceled, Tokens: 3}, inference.Usage{PromptTokens: 10, CompletionTokens: 3}, true},
+		"one piece, left on the way":   {inference.Record{Attempts: tried, Code: inference.CodeCanceled, Bytes: 3}, unread, true},
+		"one piece, whole":             {inference.Record{Attempts: tried, Complete: true, Bytes: 3}, unread, true},
+	} {
+		c.rec.Request = request(strings.Contains(name, "stream"))
+		got, estimated := c.rec.Spent()
+		if got != c.want || estimated != c.estimated {
+			t.Errorf("%s: got %+v, %t; want %+v, %t", name, got, estimated, c.want, c.estimated)
+		}
 	}
 }

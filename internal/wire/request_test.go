@@ -53,6 +53,32 @@ func TestImagesAreCounted(t *testing.T) {
 	}
 }
 
+// TestThePromptIsAllThatTheModelReads, wherever a surface has it.
+func TestThePromptIsAllThatTheModelReads(t *testing.T) {
+	const more = `["0123456789"]`
+	for _, c := range []struct {
+		surface      inference.Surface
+		prompt, name string
+	}{
+		{inference.Messages, "messages", "system"},
+		{inference.Messages, "messages", "tools"},
+		{inference.Chat, "messages", "tools"},
+		{inference.Chat, "messages", "functions"},
+		{inference.Responses, "input", "instructions"},
+		{inference.Responses, "input", "tools"},
+	} {
+		for _, body := range []string{
+			`{"model":"m","` + c.name + `":` + more + `,"` + c.prompt + `":["hello"]}`,
+			`{"model":"m","` + c.prompt + `":["hello"],"` + c.name + `":` + more + `}`,
+		} {
+			f, err := wire.ScanRequest(c.surface, []byte(body))
+			if want := int64(len(`["hello"]` + more)); err != nil || f.PromptBytes != want {
+				t.Errorf("%s: %d bytes, %v; want %d", body, f.PromptBytes, err, want)
+			}
+		}
+	}
+}
+
 func TestImagesDoNotCountAsText(t *testing.T) {
 	body := []byte(`{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"` + strings.Repeat("x", 1<<20) + `"}}]}]}`)
 	req := &inference.Request{Body: body}

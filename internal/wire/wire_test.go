@@ -326,6 +326,16 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%s: got %+v", name, got)
 		}
 	}
+	// Anthropic's input_tokens are those that no cache has to do with.
+	want = inference.Usage{PromptTokens: 15, CompletionTokens: 7, CachedTokens: 8}
+	for _, usage := range []string{
+		`{"input_tokens":5,"cache_creation_input_tokens":2,"cache_read_input_tokens":8,"cache_creation":{"ephemeral_5m_input_tokens":2},"output_tokens":7}`,
+		`{"cache_read_input_tokens":8,"cache_creation_input_tokens":2,"output_tokens":7,"input_tokens":5}`,
+	} {
+		if got := wire.AnswerUsage([]byte(`{"usage":` + usage + `}`)); got != want {
+			t.Errorf("%s: got %+v", usage, got)
+		}
+	}
 	for _, body := range []string{`{}`, `{"usage":null}`, `{"a":"usage"}`, `{"usage":{"prompt_tokens":1`} {
 		if got := wire.AnswerUsage([]byte(body)); !got.Zero() {
 			t.Errorf("%s: got %+v", body, got)

@@ -365,6 +365,19 @@ func TestARefusalLeavesWhatWasTakenAhead(t *testing.T) {
 	if calls := metric(t, one)["spillway_limit_redis_calls_total"] - before; calls != 0 {
 		t.Errorf("Redis was asked %v times: refused requests have used what was taken ahead", calls)
 	}
+	for range 4 {
+		take(true, roomy)
+	}
+	more := roomy
+	more.Cost, more.Room = int64(time.Minute), int64(time.Minute)
+	for range 3 { // more than is held, so that Redis would be asked, were the other not known to be full
+		take(false, more, full)
+	}
+	before = metric(t, one)["spillway_limit_redis_calls_total"]
+	take(true, roomy)
+	if calls := metric(t, one)["spillway_limit_redis_calls_total"] - before; calls != 0 {
+		t.Errorf("Redis was asked %v times: what was to go back to it with a call that was not made is lost", calls)
+	}
 }
 
 // TestCrashedGateway: what it held comes back by itself, as Redis counts.
