@@ -131,9 +131,10 @@ type Ledger struct {
 	flush  atomic.Int64 // nanoseconds
 	days   atomic.Int64
 	texts  [sql.Shards]texts
-	folded atomic.Int64 // requests that count under another model than their own
-	faults atomic.Int64 // flushes that failed
-	unsent []batch      // Run's: written, but with an unknown fate
+	folded atomic.Int64  // requests that count under another model than their own
+	faults atomic.Int64  // flushes that failed
+	unsent []batch       // Run's: written, but with an unknown fate
+	wake   chan struct{} // of capacity 1: there is a new question
 
 	mu struct {
 		sync.Mutex
@@ -167,6 +168,7 @@ type word struct {
 // New returns a ledger in a store that was opened with Migrations. It starts nothing.
 func New(cfg Config, store *sql.Store, log *slog.Logger) *Ledger {
 	l := &Ledger{store: store, log: log.With("component", "usage")}
+	l.wake = make(chan struct{}, 1)
 	l.mu.waiting = make(map[row]Amount)
 	l.mu.questions = make(map[question]*word)
 	for n := range l.texts {
@@ -227,7 +229,7 @@ func (l *Ledger) Observe(rec *inference.Record) {
 
 // Spent is how many tokens the requests of a subject have cost that ended on or after
 // the day of since: an empty name is any. known is false until the databases were
-// asked, which Run does soon.
+// asked, which Run does at once.
 func (l *Ledger) Spent(subject struct{ Tenant, Key, Model string }, since time.Time) (tokens int64, known bool) {
 	q := question{subject.Tenant, subject.Key, subject.Model, dayOf(since)}
 	l.mu.Lock()
@@ -242,6 +244,10 @@ func (l *Ledger) Spent(subject struct{ Tenant, Key, Model string }, since time.T
 		}
 		w = &word{}
 		l.mu.questions[q] = w
+		select {
+		case l.wake <- struct{}{}:
+		default:
+		}
 	}
 	w.asked = time.Now()
 	if !w.known {
@@ -286,14 +292,18 @@ func (l *Ledger) Folded() int64 { return l.folded.Load() }
 // left.
 func (l *Ledger) Run(ctx context.Context) error {
 	var swept time.Time
+	timer := time.NewTimer(time.Duration(l.flush.Load()))
+	defer timer.Stop()
 	for ctx.Err() == nil {
-		timer := time.NewTimer(time.Duration(l.flush.Load()))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
+			continue
+		case <-l.wake:
+			l.lookUp(ctx)
 			continue
 		case <-timer.C:
 		}
+		timer.Reset(time.Duration(l.flush.Load()))
 		l.write(ctx)
 		l.lookUp(ctx)
 		if now := time.Now(); now.Sub(swept) >= sweepEvery {

@@ -155,6 +155,18 @@ func TestWhatTwoGatewaysSpend(t *testing.T) {
 	}
 }
 
+// TestANewQuestionIsAskedAtOnce, however seldom the ledger writes.
+func TestANewQuestionIsAskedAtOnce(t *testing.T) {
+	dir, cfg := t.TempDir(), ledger.Default()
+	cfg.Flush = time.Hour
+	before := start(t, "sqlite:ledger.db", dir, cfg, new(testkit.Log))
+	before.Observe(record("a", "k", "m", 3, 4))
+	before.stop()
+	l := start(t, "sqlite:ledger.db", dir, cfg, new(testkit.Log))
+	l.spends(t, subject{Tenant: "a"}, today, 7)
+	l.spends(t, subject{Key: "k"}, today, 7)
+}
+
 func TestWhatCounts(t *testing.T) {
 	l := start(t, "sqlite:ledger.db", t.TempDir(), quick(), new(testkit.Log))
 	free := record("a", "", "m", 0, 0)
