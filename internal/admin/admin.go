@@ -39,8 +39,8 @@ type Control interface {
 	// Reload reads the configuration again. Its error lists every mistake; then
 	// nothing has changed.
 	Reload(ctx context.Context) error
-	// Stopping says that the program takes no new requests.
-	Stopping() bool
+	// Unready lists why requests cannot be answered, whatever the fleet is like.
+	Unready() []string
 }
 
 // State is the configuration in use.

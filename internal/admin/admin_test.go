@@ -39,7 +39,14 @@ type control struct {
 
 func (c *control) State() admin.State { c.mu.Lock(); defer c.mu.Unlock(); return c.state }
 
-func (c *control) Stopping() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.stopping }
+func (c *control) Unready() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopping {
+		return []string{"the gateway is stopping"}
+	}
+	return nil
+}
 
 func (c *control) Reload(context.Context) error {
 	c.mu.Lock()

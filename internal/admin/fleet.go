@@ -38,9 +38,7 @@ func (s *Server) readyz(w http.ResponseWriter, _ *http.Request) {
 			usable++
 		}
 	})
-	if s.parts.Control.Stopping() {
-		v.Reasons = append(v.Reasons, "the gateway is stopping")
-	}
+	v.Reasons = append(v.Reasons, s.parts.Control.Unready()...)
 	switch {
 	case len(v.Instances) == 0:
 		v.Reasons = append(v.Reasons, "the fleet has no instance")

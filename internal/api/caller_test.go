@@ -142,9 +142,17 @@ func TestEveryHeadIsJudgedOnce(t *testing.T) {
 	if got := r.ask(post("/v1/chat/completions", chat, "Authorization: Bearer wrong")); got.StatusCode != 429 {
 		t.Errorf("got %d", got.StatusCode)
 	}
-	d.seen()
+	// Whoever looks for paths and methods is limited too.
+	for _, request := range []string{"GET /nothing", "GET /v1/chat/completions", "DELETE /v1/models", "GET /v1/feedback"} {
+		d.seen()
+		if got := r.ask(request + " HTTP/1.1\r\nHost: x\r\n\r\n"); got.StatusCode != 429 {
+			t.Errorf("%s: got %d", request, got.StatusCode)
+		}
+		if addresses, callers := d.seen(); len(addresses) != 1 || callers != 0 {
+			t.Errorf("%s: judged as %v, and %d callers", request, addresses, callers)
+		}
+	}
 	r.ask("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-	r.ask("GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
 	if addresses, _ := d.seen(); len(addresses) != 0 {
 		t.Errorf("probes are limited: %v", addresses)
 	}

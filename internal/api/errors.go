@@ -94,7 +94,9 @@ const maxPatience = 60 * time.Second
 // is never 0: some SDKs take that as "at once".
 func setErrorHeader(h http.Header, e *inference.Error, took time.Duration) {
 	set := func(name, value string) { h[name] = []string{value} }
-	if e.Code != inference.CodeUnauthorized {
+	if e.Code == inference.CodeUnauthorized {
+		set("Www-Authenticate", "Bearer") // RFC 9110 section 15.5.2
+	} else {
 		set("X-Spillway-Server-Ms", strconv.FormatFloat(float64(took)/float64(time.Millisecond), 'f', 3, 64))
 	}
 	for _, f := range e.Fields {

@@ -74,7 +74,11 @@ func (s *Server) serveRequest(w *writer, r *http.Request, cfg *Config) (abort bo
 		s.parts.Probes.ServeHTTP(w.w, r)
 		return false
 	default:
-		s.fail(w, inference.Errorf(inference.CodeNotFound, "unknown path %q", r.URL.Path))
+		err := s.checkAddress(w, peerIP(r.RemoteAddr))
+		if err == nil {
+			err = inference.Errorf(inference.CodeNotFound, "unknown path %q", r.URL.Path)
+		}
+		s.fail(w, err)
 		return w.aborted
 	}
 	if err := s.judge(w, r); err != nil {
@@ -143,6 +147,9 @@ func (s *Server) judge(w *writer, r *http.Request) error {
 // checkHead judges a request by its head alone, before its body is read.
 func (s *Server) checkHead(w *writer, method string, peer netip.Addr) error {
 	req := w.req
+	if err := s.checkAddress(w, peer); err != nil {
+		return err
+	}
 	if method != http.MethodPost {
 		return inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use POST", method)
 	}
@@ -154,7 +161,7 @@ func (s *Server) checkHead(w *writer, method string, peer netip.Addr) error {
 		e.RetryAfter = time.Second
 		return e
 	}
-	if err := s.checkCaller(w, peer); err != nil {
+	if err := s.checkKey(w); err != nil {
 		return err
 	}
 	if ct := req.Header.Get("Content-Type"); ct != "" && ct != "application/json" {
@@ -168,18 +175,20 @@ func (s *Server) checkHead(w *writer, method string, peer netip.Addr) error {
 	return nil
 }
 
-// checkCaller finds out whether the address of a request may send it now, and who
-// sends it. The address comes first: who guesses keys is limited too, and a signature
-// costs more to judge than an address.
-func (s *Server) checkCaller(w *writer, peer netip.Addr) error {
-	req := w.req
-	req.ClientIP = s.proxies.Load().clientIP(peer, req.Header)
-	if s.parts.Limits != nil {
-		if err := s.parts.Limits.Admit(req.Received, req.ClientIP); err != nil {
-			return err
-		}
+// checkAddress finds out whether the address of a request may send it now. It comes
+// before everything else: who guesses keys or paths is limited too, and a signature costs
+// more to judge than an address.
+func (s *Server) checkAddress(w *writer, peer netip.Addr) error {
+	w.req.ClientIP = s.proxies.Load().clientIP(peer, w.req.Header)
+	if s.parts.Limits == nil {
+		return nil
 	}
-	caller, err := s.parts.Identity.Identify(req.Header)
+	return s.parts.Limits.Admit(w.req.Received, w.req.ClientIP)
+}
+
+// checkKey finds out who sends a request.
+func (s *Server) checkKey(w *writer) error {
+	caller, err := s.parts.Identity.Identify(w.req.Header)
 	if err != nil {
 		return err
 	}
@@ -222,12 +231,16 @@ func (s *Server) refuseUnread(w *writer, r *http.Request, err error, cfg *Config
 
 // serveModels answers GET /v1/models and GET /v1/models/{id}.
 func (s *Server) serveModels(w *writer, r *http.Request, id string) (abort bool) {
+	if err := s.checkAddress(w, peerIP(r.RemoteAddr)); err != nil {
+		s.refuseUnread(w, r, err, s.cfg.Load())
+		return w.aborted
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.w.Header().Set("Allow", "GET, HEAD")
 		s.fail(w, inference.Errorf(inference.CodeMethodNotAllowed, "method %s is not allowed here; use GET", r.Method))
 		return w.aborted
 	}
-	if err := s.checkCaller(w, peerIP(r.RemoteAddr)); err != nil {
+	if err := s.checkKey(w); err != nil {
 		s.refuseUnread(w, r, err, s.cfg.Load())
 		return w.aborted
 	}

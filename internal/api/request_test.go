@@ -74,7 +74,11 @@ func TestModels(t *testing.T) {
 	r.identity = func(http.Header) (inference.Caller, error) {
 		return inference.Caller{}, inference.Errorf(inference.CodeUnauthorized, "no")
 	}
-	r.ask("GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").refused(t, 401, inference.CodeUnauthorized)
+	unknown := r.ask("GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+	unknown.refused(t, 401, inference.CodeUnauthorized)
+	if got := unknown.Header.Get("WWW-Authenticate"); got != "Bearer" {
+		t.Errorf("WWW-Authenticate: %q", got)
+	}
 	r.untouched()
 	r.idle()
 }

@@ -428,9 +428,16 @@ func TestWhileTheDatabaseOfKeysIsAway(t *testing.T) {
 	if got := r.status(bearer("in-table")); got != 503 {
 		t.Errorf("a key that may be in the database: got %d", got)
 	}
+	if status, body := r.get(r.admin + "/readyz"); status != 200 {
+		t.Errorf("ready, as keys of the file are served: got %d %s", status, body)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := r.app.Reload(ctx); err != nil {
 		t.Errorf("a reload meanwhile: %v", err)
+	}
+	nobody := newRig(t, text(pool("gpu", named(t, "one")), memoryOnly, "identity: {sql: true, refresh: 100ms}", "store: {sql: {databases: [{dsn: 'postgres://u@127.0.0.1:1/x?sslmode=disable'}], connect_timeout: 1s}}"))
+	if status, body := nobody.get(nobody.admin + "/readyz"); status != 503 || !strings.Contains(body, "the keys are not read yet") {
+		t.Errorf("nobody can be let in: got %d %s", status, body)
 	}
 }

@@ -23,8 +23,16 @@ func (a *App) State() admin.State {
 	return s
 }
 
-// Stopping implements admin.Control.
-func (a *App) Stopping() bool { return a.api.Stopping() }
+// Unready implements admin.Control.
+func (a *App) Unready() (reasons []string) {
+	if a.api.Stopping() {
+		reasons = append(reasons, "the gateway is stopping")
+	}
+	if !a.keys.Ready() {
+		reasons = append(reasons, "the keys are not read yet")
+	}
+	return reasons
+}
 
 // Metrics is what /metrics shows: every metric of the gateway, its runtime and
 // its process.

@@ -165,41 +165,34 @@ const (
 	maxSettle = time.Second
 )
 
+// lookEvery is how often the files are looked at whatever the watcher says: it hears
+// nothing of other machines' changes on network file systems.
+const lookEvery = 10 * time.Second
+
 // watch reloads on hangup and when the configuration or a file of keys changes, until
 // ctx ends. It watches the files' directories, because editors and Kubernetes
 // replace files rather than write to them.
 func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		a.log.Warn("files are not watched; reload with SIGHUP", "component", "config", "err", err)
+		a.log.Warn("files are not watched, but looked at now and then", "component", "config", "err", err)
 		w = &fsnotify.Watcher{}
 	} else {
 		defer w.Close()
 	}
 	watched := make(map[string]bool)
-	follow := func() {
-		for _, f := range a.watched() {
-			if f == "" || w.Events == nil {
-				continue
-			}
-			dirs := []string{filepath.Dir(f)}
-			if target, err := filepath.EvalSymlinks(f); err == nil { // where `spillway key` puts the new file
-				dirs = append(dirs, filepath.Dir(target))
-			}
-			for _, dir := range dirs {
-				if watched[dir] {
-					continue
-				}
-				if err := w.Add(dir); err != nil {
-					a.log.Warn("a directory is not watched", "component", "config", "dir", dir, "err", err)
-					continue
-				}
-				watched[dir] = true
-			}
-		}
-	}
+	follow := func() { a.follow(w, watched) }
 	follow()
 	before := a.fingerprint()
+	look := func() {
+		if now := a.fingerprint(); now != before {
+			before = now
+			_ = a.Reload(ctx) // it says itself what became of it
+			follow()
+		}
+	}
+	always := time.NewTicker(lookEvery)
+	defer always.Stop()
 	quiet := time.NewTimer(time.Hour)
 	quiet.Stop()
 	var latest time.Time // when the files are read in any case; zero is nothing to read
@@ -223,11 +216,38 @@ func (a *App) watch(ctx context.Context, hangup <-chan os.Signal) error {
 			a.log.Warn("watching files", "component", "config", "err", err)
 		case <-quiet.C:
 			latest = time.Time{}
-			if now := a.fingerprint(); now != before {
-				before = now
-				_ = a.Reload(ctx) // it says itself what became of it
-				follow()
+			look()
+		case <-always.C:
+			if latest.IsZero() { // else it is about to
+				look()
 			}
+		}
+	}
+}
+
+// follow watches the directories of the files, and of those that they link to: there
+// `spillway key` puts a new file in the place of the old one.
+func (a *App) follow(w *fsnotify.Watcher, watched map[string]bool) {
+	if w.Events == nil {
+		return
+	}
+	for _, f := range a.watched() {
+		if f == "" {
+			continue
+		}
+		dirs := []string{filepath.Dir(f)}
+		if target, err := filepath.EvalSymlinks(f); err == nil {
+			dirs = append(dirs, filepath.Dir(target))
+		}
+		for _, dir := range dirs {
+			if watched[dir] {
+				continue
+			}
+			if err := w.Add(dir); err != nil {
+				a.log.Warn("a directory is not watched", "component", "config", "dir", dir, "err", err)
+				continue
+			}
+			watched[dir] = true
 		}
 	}
 }

@@ -231,6 +231,9 @@ func TestMistakesOfForm(t *testing.T) {
 		"unknown inline":    {strings.Replace(fleet, "- name: eu", "- name: eu\n      polcy: random", 1), []string{`f.yaml:5: fleet.regions[0].polcy: unknown key "polcy"`}},
 		"unknown instance":  {strings.Replace(fleet, `["http://a:8000"]`, `[{url: "http://a:8000", wait: 2}]`, 1), []string{`f.yaml:7: fleet.regions[0].pools[0].instances[0].wait: unknown key "wait"; known are backup, max_in_flight, url, weight`}},
 		"wrong types":       {fleet + "api:\n  max_body: lots\n  probes: perhaps\n  idle_timeout: 5\n  trusted_proxies: 3\n", []string{"f.yaml:9: ", "f.yaml:10: ", "f.yaml:11: ", "f.yaml:12: "}},
+		"values with readers": {fleet + "limit:\n  address: {rate: foo,\n    exempt: [foo, 10.0.0.0/8]}\n  rules: [{name: a, by: [tenant], requests: {rate: 1 parsec}}]\napi: {max_body: lots}\n", []string{
+			`f.yaml:9: limit.address.rate: want a rate`, `f.yaml:10: limit.address.exempt[0]: `, `f.yaml:11: limit.rules[0].requests.rate: want a rate`, `f.yaml:12: api.max_body: `,
+		}},
 		"mapping for value": {fleet + "api:\n  listen: {a: b}\n", []string{"f.yaml:9: "}},
 		"value for section": {fleet + "api: 3\n", []string{"f.yaml:8: "}},
 		"bad duration":      {fleet + "gateway:\n  timeout: 30 parsecs\n", []string{"f.yaml:9: "}},

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +14,6 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
-
-	"github.com/spillway/spillway/internal/inference"
 )
 
 // Mistake is one thing that is wrong with a configuration.
@@ -198,8 +197,8 @@ func (d *document) strict(n *yaml.Node, t reflect.Type, path string, mistakes *M
 		d.checked[seen] = true
 	}
 	switch {
-	case n.Kind == yaml.ScalarNode && t == reflect.TypeFor[inference.Bytes]():
-		d.size(n, path, mistakes)
+	case n.Kind == yaml.ScalarNode && reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+		d.text(n, t, path, mistakes)
 	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
 		for i, c := range n.Content {
 			d.strict(c, t.Elem(), fmt.Sprintf("%s[%d]", path, i), mistakes)
@@ -276,13 +275,17 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	return fields
 }
 
-// size checks a size here, where its line is known: the YAML package gives up on
-// the whole document when a value's own reader complains.
-func (d *document) size(n *yaml.Node, path string, mistakes *Mistakes) {
-	var b inference.Bytes
-	if err := b.UnmarshalText([]byte(n.Value)); err != nil {
+// text checks a value that has a reader of its own, such as a size or a rate, here
+// where its line is known: the YAML package gives up on the whole document when such
+// a reader complains.
+func (d *document) text(n *yaml.Node, t reflect.Type, path string, mistakes *Mistakes) {
+	const null = "!!null"
+	if n.ShortTag() == null {
+		return
+	}
+	if err := reflect.New(t).Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.Value)); err != nil {
 		*mistakes = append(*mistakes, Mistake{d.file, n.Line, path, err.Error()})
-		n.Value = "0"
+		n.Tag, n.Value = null, "null"
 	}
 }
 

@@ -169,6 +169,13 @@ func (k *Keys) rebuild() {
 // Len is the number of keys in force; 0 without any.
 func (k *Keys) Len() int { return k.state.Load().inForce(k.parts.Now()) }
 
+// Ready says whether anybody can be let in: false as long as the keys of the database are
+// not read yet, and no other credential is known.
+func (k *Keys) Ready() bool {
+	s := k.state.Load()
+	return !s.waits || s.tokens || s.guests || s.inForce(k.parts.Now()) > 0
+}
+
 // Identify returns who sent a request. A key stands in Authorization (scheme Bearer)
 // or in x-api-key, a token in either. X-Spillway-Class lowers the class; asking for a
 // higher one than the credential has changes nothing. The error is an

@@ -135,6 +135,8 @@ func (c *Config) places() (errs []error) {
 			if len(c.Addresses) > 1 || c.Cluster || c.Sentinel.Master != "" || c.TLS.Enabled {
 				bad("addresses[%d]: a socket is the only address, of a single server without TLS", i)
 			}
+		case strings.Contains(a, "@") || strings.Contains(a, "://"): // a URL, which may hold a password
+			bad("addresses[%d]: want host:port and no URL; users and passwords have keys of their own", i)
 		case err != nil:
 			bad("addresses[%d]: %w", i, err)
 		case host == "" || port == "":

@@ -34,6 +34,7 @@ func TestValidate(t *testing.T) {
 		"sentinel":            {yaml: `{addresses: ["a:1", "[::1]:2"], sentinel: {master: m, password_file: ` + secret + `}, db: 3}`},
 		"everything":          {yaml: `{addresses: ["a:1"], username: u, password_file: ` + secret + `, tls: {enabled: true, server_name: x}, prefix: "a:b", connections: 8, queue: 10, timeout: 2s}`},
 		"no port":             {yaml: `addresses: [localhost]`, want: []string{"addresses[0]: "}},
+		"a URL":               {yaml: `addresses: ["redis://:hush@a:6379"]`, want: []string{"addresses[0]: "}},
 		"no host":             {yaml: `addresses: ["a:1", ":6379"]`, want: []string{"addresses[1]: ", "addresses: more than one"}},
 		"cluster of sockets":  {yaml: `{addresses: [/a, /b], cluster: true}`, want: []string{"addresses[0]: ", "addresses[1]: "}},
 		"cluster, sentinel":   {yaml: `{addresses: ["a:1"], cluster: true, sentinel: {master: m}}`, want: []string{"cluster: "}},
