@@ -85,18 +85,18 @@ func (t *trial) guardTTFT(arms []*tally, i int) *alarm {
 	if g.TTFT <= 0 || min(a.n, c.n) < float64(g.MinRequests) {
 		return nil
 	}
-	more := a.mean() - c.mean()
+	more := a.mean - c.mean
 	if more < math.Log1p(g.TTFT) {
 		return nil // before the variance by key, which takes a while
 	}
 	alpha := t.guardAlpha()
-	plain, v := a.spread()+c.spread(), a.keyed()+c.keyed()
+	plain, v := between(a, c)
 	r := radius(v, pooled(a.n, c.n)/worth(plain, v), guardBest, 2*alpha) // one side of it
 	if !(more > r) {
 		return nil
 	}
 	return &alarm{
-		metric: ttft, arm: i, value: math.Exp(a.mean()), than: math.Exp(c.mean()), n: a.n, of: c.n,
+		metric: ttft, arm: i, value: math.Exp(a.mean), than: math.Exp(c.mean), n: a.n, of: c.n,
 		interval: Interval{math.Expm1(more - r), math.Expm1(more + r)}, alpha: alpha,
 	}
 }
@@ -165,11 +165,14 @@ func (t *trial) compare(arm, control *tally, m metric) *Difference {
 	if m == success {
 		return t.compareSuccess(a, c)
 	}
-	d := &Difference{Value: a.mean() - c.mean(), Verdict: TooFew}
-	v := a.keyed() + c.keyed()
+	d := &Difference{Value: a.mean - c.mean, Verdict: TooFew}
+	plain, v := between(a, c)
+	if m == score {
+		v += unseen(a.n) + unseen(c.n)
+	}
 	enough := min(a.n, c.n) >= burnIn && !math.IsInf(v, 1)
 	if enough {
-		n := pooled(a.n, c.n) / worth(a.spread()+c.spread(), v)
+		n := pooled(a.n, c.n) / worth(plain, v)
 		r := radius(v, n, verdictBest, t.verdictAlpha())
 		d.Interval = &Interval{d.Value - r, d.Value + r}
 		d.Verdict = verdictOf(m, d.Interval)
@@ -183,11 +186,18 @@ func (t *trial) compare(arm, control *tally, m metric) *Difference {
 	return d
 }
 
+// unseen is the variance of the mean of n scores when one more of them, at the other end
+// of what scores can be, has not come yet: scores that are all alike leave that possible.
+func unseen(n float64) float64 {
+	const reach = MaxScore - MinScore
+	return reach * reach / (n * n)
+}
+
 // compareSuccess judges the shares of successes. Where one key's requests may fail
 // together, failures count for as many as they are worth when they are independent
 // (Rao and Scott, "A simple method for the analysis of clustered binary data", 1992).
 func (t *trial) compareSuccess(a, c *moments) *Difference {
-	d := &Difference{Value: c.mean() - a.mean(), Verdict: TooFew} // means are of failures
+	d := &Difference{Value: c.mean - a.mean, Verdict: TooFew} // means are of failures
 	v := a.keyed() + c.keyed()
 	if min(a.n, c.n) < burnIn || math.IsInf(v, 1) {
 		return d

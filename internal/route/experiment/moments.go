@@ -31,15 +31,22 @@ type group struct{ n, sum float64 }
 // moments sums up a series of samples, in all and by key. The zero value is empty and
 // takes samples as independent; with groups samples of one key may be alike.
 type moments struct {
-	n, sum, square float64
-	groups         *[buckets]group
+	n, sum  float64
+	mean    float64
+	squares float64 // of the differences to the mean
+	groups  *[buckets]group
 }
 
-// add takes one sample of a bucket.
+// add takes one sample of a bucket. The mean moves by differences (Welford, "Note on a
+// method for calculating corrected sums of squares and products", 1962), so that the
+// mean of equal samples is that sample, and their variance 0, to the last bit: what
+// rounding adds would be a difference between arms that is certain.
 func (m *moments) add(x float64, bucket uint8) {
 	m.n++
 	m.sum += x
-	m.square += x * x
+	d := x - m.mean
+	m.mean += d / m.n
+	m.squares += d * (x - m.mean)
 	if m.groups != nil {
 		g := &m.groups[bucket]
 		g.n++
@@ -47,38 +54,59 @@ func (m *moments) add(x float64, bucket uint8) {
 	}
 }
 
-// mean is NaN without samples.
-func (m *moments) mean() float64 { return m.sum / m.n }
-
 // spread is the variance of the mean, were all samples independent.
 func (m *moments) spread() float64 {
 	if m.n < 2 {
 		return math.Inf(1)
 	}
-	mean := m.mean()
-	return max(0, m.square-m.n*mean*mean) / (m.n - 1) / m.n
+	return m.squares / (m.n - 1) / m.n
 }
 
 // keyed is the variance of the mean when samples of one key may be alike: that of a
 // ratio of totals over the keys (Cochran, "Sampling techniques", 1977, section 6.4).
-// A variance that few keys have is itself uncertain; it grows by keys/(keys-3), the
-// expectation of Student's square, and is infinite below minKeys.
 func (m *moments) keyed() float64 {
 	if m.groups == nil {
 		return m.spread()
 	}
-	keys, total, mean := 0.0, 0.0, m.mean()
+	return max(m.spread(), m.clustered()/(m.n*m.n))
+}
+
+// clustered is the sum of the squared differences of the keys' totals to what the mean
+// gives them. A variance that few keys have is itself uncertain; it grows by
+// keys/(keys-3), the expectation of Student's square, and is infinite below minKeys.
+// Without keys each sample is its own.
+func (m *moments) clustered() float64 {
+	if m.groups == nil {
+		return m.squares
+	}
+	keys, total := 0.0, 0.0
 	for i := range m.groups {
 		if g := &m.groups[i]; g.n > 0 {
 			keys++
-			d := g.sum - g.n*mean
+			d := g.sum - g.n*m.mean
 			total += d * d
 		}
 	}
 	if keys < minKeys {
 		return math.Inf(1)
 	}
-	return max(m.spread(), total/(m.n*m.n)*keys/(keys-3))
+	return max(m.squares, total*keys/(keys-3))
+}
+
+// between returns the variance of the difference of two means: plain as if all samples
+// were independent, and keyed. It is Welch's, of each arm's own variance, or Student's,
+// of the variance of both together, whichever is larger. Welch's alone takes an arm of
+// few samples that has not met yet what is rare for one that never will. Where arms
+// are alike Student's is right; where they are not, Welch's holds, and the larger of
+// the two makes the interval wider, never narrower.
+func between(a, c *moments) (plain, keyed float64) {
+	plain, keyed = a.spread()+c.spread(), a.keyed()+c.keyed()
+	if math.IsInf(keyed, 1) {
+		return plain, keyed
+	}
+	pool := (1/a.n + 1/c.n) / (a.n + c.n - 2)
+	plain = max(plain, (a.squares+c.squares)*pool)
+	return plain, max(keyed, plain, (a.clustered()+c.clustered())*pool)
 }
 
 // keys counts the buckets in use; 0 where nobody counts them.

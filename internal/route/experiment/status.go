@@ -118,31 +118,43 @@ func (t *trial) metricStatus(arm *tally, m metric) MetricStatus {
 	v := x.keyed()
 	enough := x.n >= burnIn && !math.IsInf(v, 1)
 	effect := worth(x.spread(), v)
-	if m == success {
-		s.Mean = 1 - x.mean()
+	switch m {
+	case success:
+		s.Mean = 1 - x.mean
 		s.Typical = s.Mean
 		if enough {
-			fails := coin{x.sum / effect, (x.n - x.sum) / effect, 0.5, 0.5}.bounds(t.cfg.Alpha)
+			fails := bounded(x.sum, x.n, effect, t.cfg.Alpha)
 			s.Interval = &Interval{1 - fails.High, 1 - fails.Low}
 		}
 		return s
+	case score:
+		s.Mean, s.Typical = finite(x.mean), finite(x.mean)
+		if enough {
+			const reach = MaxScore - MinScore
+			of := bounded((x.sum-MinScore*x.n)/reach, x.n, effect, t.cfg.Alpha)
+			s.Interval = &Interval{MinScore + reach*of.Low, MinScore + reach*of.High}
+		}
+		return s
 	}
-	s.Mean = finite(arm.raw[m] / x.n)
-	low, high := x.mean(), x.mean()
-	if enough {
-		r := radius(v, x.n/effect, verdictBest, t.cfg.Alpha)
-		low, high = low-r, high+r
-	}
-	back := func(f float64) float64 { return f }
-	switch m {
-	case ttft, itl:
-		back = math.Exp
-	case tokens:
+	back := math.Exp
+	if m == tokens {
 		back = math.Expm1
 	}
-	s.Typical = finite(back(x.mean()))
+	s.Mean, s.Typical = finite(arm.raw[m]/x.n), finite(back(x.mean))
 	if enough {
-		s.Interval = &Interval{finite(back(low)), finite(back(high))}
+		r := radius(v, x.n/effect, verdictBest, t.cfg.Alpha)
+		s.Interval = &Interval{finite(back(x.mean - r)), finite(back(x.mean + r))}
 	}
 	return s
+}
+
+// bounded is the interval of the mean of n values from 0 to 1 with a sum. effect is how
+// many of them are worth one that is independent. A value between 0 and 1 counts as part
+// of a hit and part of a miss, which is conservative: the likelihood ratio of a coin is
+// convex in what it shows, so that of all values with a mean those of a coin have the
+// largest expectation (Hoeffding, "Probability inequalities for sums of bounded random
+// variables", 1963), and that is 1. It holds after any number of values and however rare
+// some of them are, which what the variance of few values says does not.
+func bounded(sum, n, effect, alpha float64) Interval {
+	return coin{sum / effect, (n - sum) / effect, 0.5, 0.5}.bounds(alpha)
 }
