@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -290,6 +291,74 @@ func TestCopiesTouchNoClient(t *testing.T) {
 	}
 }
 
+// TestFeedbackAtOnce is taken, however soon after the last byte that matters it comes.
+func TestFeedbackAtOnce(t *testing.T) {
+	scored := make(chan struct{}, 1)
+	slow := testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+		if !strings.Contains(string(x.Body), `"user":"streams"`) {
+			x.JSON(200, testkit.Answer)
+			return true
+		}
+		x.Stream()
+		x.Role()
+		x.Delta("hello")
+		x.Chunk(testkit.FinishEvent + testkit.DoneEvent)
+		<-scored // the answer has said all, but has not ended
+		x.End()
+		return true
+	})
+	for name, cache := range map[string]string{"generated": "cache: {enabled: false}", "shared, then cached": "cache: {sql: {enabled: false}}"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, spenders(t, lenient("gpu", false, slow), "{name: a, requests: {rate: 100000/h}}", cache,
+				"route: {experiments: [{name: scored, metrics: [success, score], arms: [{name: control}, {name: same}]}]}"))
+			scorer := &http.Client{Transport: new(http.Transport)} // whose connection waits for no handler
+			t.Cleanup(scorer.CloseIdleConnections)
+			for i := range 200 {
+				id, body, last := fmt.Sprint("id-", i), chat, "}"
+				if i%20 == 0 {
+					body, last = strings.Replace(stream, `"m"`, `"m","user":"streams"`, 1), testkit.DoneEvent
+				}
+				body = strings.Replace(body, `"m"`, `"m","temperature":0`, 1) // may be kept
+				req, err := http.NewRequest("POST", r.api+"/v1/chat/completions", strings.NewReader(body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Header.Set("Authorization", "Bearer acme-1")
+				req.Header.Set("X-Request-Id", id)
+				res, err := r.client.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := ""
+				for buf := make([]byte, 4096); res.StatusCode == 200 && !strings.HasSuffix(strings.TrimSpace(got), strings.TrimSpace(last)); {
+					n, err := res.Body.Read(buf)
+					if got += string(buf[:n]); err != nil {
+						break
+					}
+				}
+				score, err := http.NewRequest("POST", r.api+"/v1/feedback", strings.NewReader(`{"id":"`+id+`","score":1}`))
+				if err != nil {
+					t.Fatal(err)
+				}
+				score.Header.Set("Authorization", "Bearer acme-1")
+				scores, err := scorer.Do(score)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = scores.Body.Close()
+				select {
+				case scored <- struct{}{}:
+				default: // nobody has waited for the last
+				}
+				_ = res.Body.Close()
+				if res.StatusCode != 200 || scores.StatusCode != 204 {
+					t.Fatalf("%s: got %d %q, and its score %d", id, res.StatusCode, got, scores.StatusCode)
+				}
+			}
+		})
+	}
+}
+
 // TestFeedback is taken of the tenant that asked, once.
 func TestFeedback(t *testing.T) {
 	r := newRig(t, spenders(t, lenient("gpu", false, named(t, "one"))+lenient("new", true, named(t, "two")), "{name: a, requests: {rate: 10000/h}}", "cache: {enabled: false}",
@@ -302,7 +371,9 @@ func TestFeedback(t *testing.T) {
 	if status, _ := r.do("POST", r.api+"/v1/chat/completions", strings.Replace(chat, "]}", `],"max_tokens":5}`, 1), bearer("acme-1"), "X-Request-Id: outside"); status != 200 {
 		t.Fatalf("got %d", status)
 	}
-	testkit.Eventually(t, "they are remembered", func() bool { return r.number("spillway_route_experiment_feedback_answers") == 3 })
+	if n := r.number("spillway_route_experiment_feedback_answers"); n != 3 {
+		t.Errorf("%v answers are remembered, want 3", n)
+	}
 	for i, c := range []struct {
 		body, key string
 		want      int

@@ -38,6 +38,10 @@ func (a *App) Unready() (reasons []string) {
 // its process.
 func (a *App) Metrics() *prometheus.Registry { return a.registry }
 
+// Begin implements gateway.Recorder: an answer can be scored as soon as its client has
+// any of it.
+func (a *App) Begin(rec *inference.Record) { a.steering.experiments.Begin(rec) }
+
 // Record implements gateway.Recorder: everybody who learns from requests is told.
 func (a *App) Record(rec *inference.Record) {
 	a.recorder.Record(rec)

@@ -149,6 +149,9 @@ func (f *flight) head(h *inference.Head) error {
 	}
 	f.begun = true
 	f.rec.Status = h.Status
+	if f.shared == nil {
+		f.g.parts.Recorder.Begin(&f.rec)
+	}
 	if f.receipt != nil {
 		h = withLimits(h, f.receipt.Fields(time.Now()))
 	}

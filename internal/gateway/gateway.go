@@ -89,9 +89,15 @@ type Health interface {
 	Observe(lease *fleet.Lease, failure *inference.Failure)
 }
 
-// Recorder keeps what is kept of a request. It does not block and does not keep
-// the request.
+// Recorder keeps what is kept of a request. It does not block and keeps neither the
+// record nor the request.
 type Recorder interface {
+	// Begin is told of an answer before its reader has any of it: whoever has read
+	// it to its end may speak of it while Record is not called yet. Of the record
+	// the request, its arm and the status are known. What readers share begins with
+	// each of them.
+	Begin(rec *inference.Record)
+	// Record is told of a finished request, once.
 	Record(rec *inference.Record)
 }
 

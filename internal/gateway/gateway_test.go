@@ -41,6 +41,7 @@ type rig struct {
 	mu       sync.Mutex
 	verdicts []string
 	records  []inference.Record
+	begun    int // answers
 	answered []inference.Usage
 }
 
@@ -84,6 +85,16 @@ func (r *rig) Observe(lease *fleet.Lease, failure *inference.Failure) {
 		verdict = failure.Verdict
 	}
 	r.verdicts = append(r.verdicts, verdict.String())
+}
+
+// Begin implements gateway.Recorder.
+func (r *rig) Begin(rec *inference.Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rec.Request == nil || rec.Status == 0 {
+		r.t.Errorf("an answer begins with %+v", rec)
+	}
+	r.begun++
 }
 
 // Record implements gateway.Recorder.

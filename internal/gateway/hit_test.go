@@ -35,6 +35,7 @@ func (s still) Plan(_ context.Context, req *inference.Request) (*fleet.Plan, err
 	return testkit.Plan(s.fleet, req), nil
 }
 func (still) Answered(*inference.Request, *fleet.Lease, inference.Usage) {}
+func (still) Begin(*inference.Record)                                    {}
 func (still) Record(*inference.Record)                                   {}
 
 // BenchmarkHit is what the gateway and the cache take of a hit in memory.

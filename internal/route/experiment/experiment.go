@@ -7,10 +7,10 @@
 // the key and the experiment's name, so that a key stays where it is across requests,
 // gateways and restarts, and whoever is in at 5% is in at 20%.
 //
-// Records of finished requests come back through Observe, scores of users through
-// Feedback. They are added up by arm, in constant memory. After each of them the guard
-// compares the arm with control by a sequential test, which is valid however often it
-// looks; an arm that is certain to be worse ends the experiment, and all its traffic
+// Begin is told of answers that begin, Observe of requests that are finished, Feedback of
+// what users say. It is added up by arm, in constant memory. After each request the
+// guard compares the arm with control by a sequential test, which is valid however often
+// it looks; an arm that is certain to be worse ends the experiment, and all its traffic
 // goes where it would go without it. Status compares the arms in the same way when it
 // is asked. What is assumed, and what the tests are, stands in docs/experiments.md.
 //
@@ -28,6 +28,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -200,12 +201,8 @@ func (s *Set) Observe(rec *inference.Record) {
 	if rec.Arm.Arm == "" || rec.Request.Class == inference.Idle && !rec.Shadow {
 		return
 	}
-	t := s.table.Load().byName[rec.Arm.Experiment]
+	t, arm := s.find(rec.Arm)
 	if t == nil {
-		return
-	}
-	arm := slices.Index(t.names, rec.Arm.Arm)
-	if arm < 0 {
 		return
 	}
 	now := rec.Request.Received.Add(rec.Duration)
@@ -213,16 +210,37 @@ func (s *Set) Observe(rec *inference.Record) {
 	t.counts[arm].add(one.result)
 	one.bucket = t.bucket(rec.Request)
 	was := t.life.state.Load()
-	epoch, alarm := t.ledger.add(t, arm, one)
-	if epoch == 0 {
-		return // it was treated by another arm of this name
-	}
-	if alarm != nil && was.State == Running {
+	if alarm := t.ledger.add(t, arm, one); alarm != nil && was.State == Running {
 		s.rollBack(now, t, was, alarm)
 	}
-	if rec.Code == "" && rec.Arm.Arm != mirrorArm {
-		s.memory.remember(now, key{rec.Request.Tenant, rec.Request.ID}, subject{t.cfg.Name, epoch, arm, one.bucket})
+}
+
+// Begin makes an answer one that can be scored, from before its client has any of it:
+// the client may have its last byte, and score it, sooner than Observe is called. An
+// answer that breaks off later can be scored, too. It does not block, and keeps
+// neither the record nor its request.
+func (s *Set) Begin(rec *inference.Record) {
+	if rec.Arm.Arm == "" || rec.Request.Class == inference.Idle || rec.Status >= http.StatusMultipleChoices {
+		return // nobody's answer, or an error
 	}
+	t, arm := s.find(rec.Arm)
+	if t == nil || t.control < 0 { // of a copy nobody sees the answer
+		return
+	}
+	if epoch := t.ledger.epoch(rec.Request.Received); epoch != 0 {
+		s.memory.remember(time.Now(), key{rec.Request.Tenant, rec.Request.ID}, subject{t.cfg.Name, epoch, arm, t.bucket(rec.Request)})
+	}
+}
+
+// find returns an experiment and the index of its arm; nil where there is none.
+func (s *Set) find(of inference.Arm) (t *trial, arm int) {
+	if t = s.table.Load().byName[of.Experiment]; t == nil {
+		return nil, 0
+	}
+	if arm = slices.Index(t.names, of.Arm); arm < 0 {
+		return nil, 0
+	}
+	return t, arm
 }
 
 // rollBack ends an experiment because of its guard, unless it is not any more what it

@@ -182,13 +182,23 @@ func (l *ledger) reset(epoch uint64, now time.Time) {
 	}
 }
 
-// add takes a sample and asks the guard. epoch is 0 when the sample is of an earlier
-// experiment.
-func (l *ledger) add(t *trial, arm int, s sample) (epoch uint64, a *alarm) {
+// epoch is that of a request by the instant at which it was received; 0 when that is
+// of an earlier experiment, whose arm of the same name may have been another.
+func (l *ledger) epoch(received time.Time) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if received.Before(l.mu.since) {
+		return 0
+	}
+	return l.mu.epoch
+}
+
+// add takes a sample, unless it is of an earlier experiment, and asks the guard.
+func (l *ledger) add(t *trial, arm int, s sample) *alarm {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s.received.Before(l.mu.since) {
-		return 0, nil
+		return nil
 	}
 	to := l.mu.arms[arm]
 	to.results[s.result]++
@@ -207,9 +217,9 @@ func (l *ledger) add(t *trial, arm int, s sample) (epoch uint64, a *alarm) {
 		to.waits.add(v)
 	}
 	if s.result > failed || t.control < 0 {
-		return l.mu.epoch, nil
+		return nil
 	}
-	return l.mu.epoch, t.guard(l.mu.arms, arm)
+	return t.guard(l.mu.arms, arm)
 }
 
 // score adds a user's score of an answer, unless the samples that it belongs to are

@@ -25,6 +25,12 @@ func record(id string) *inference.Record {
 	}
 }
 
+// give has an answer begin and end.
+func give(s *experiment.Set, rec *inference.Record) {
+	s.Begin(rec)
+	s.Observe(rec)
+}
+
 func TestWhatCounts(t *testing.T) {
 	type counts struct{ requests, failures, faults, canceled, excluded, cached, ttft, itl, tokens uint64 }
 	broken := []inference.Attempt{{Verdict: inference.VerdictBroken}, {}}
@@ -98,7 +104,7 @@ func TestStatusKnowsTheNumbers(t *testing.T) {
 		} else if i%10 == 1 {
 			r.Code, r.TTFT = inference.CodeTimeout, 0
 		}
-		s.Observe(r)
+		give(s, r)
 		if r.Code == "" {
 			if err := s.Feedback("acme", fmt.Sprint(i), float64(i%2)); err != nil && i > 10 {
 				t.Fatal(err)
@@ -169,7 +175,7 @@ func TestMirror(t *testing.T) {
 	s := created(t, c)
 	r := record("r")
 	r.Arm = inference.Arm{Experiment: "copies", Arm: "mirror"}
-	s.Observe(r)
+	give(s, r)
 	st := s.Status(began())[0]
 	if len(st.Arms) != 1 || st.Arms[0].Name != "mirror" || st.Arms[0].Requests != 1 || st.Control != "" || st.Share != 1 {
 		t.Errorf("got %+v", st)
@@ -186,7 +192,7 @@ func TestFeedback(t *testing.T) {
 	for _, id := range []string{"a", "b", long} {
 		r := record(id)
 		r.Request.Received = time.Now().Add(time.Millisecond) // Feedback reads the clock
-		s.Observe(r)
+		give(s, r)
 	}
 	for i, c := range []struct {
 		tenant, id string
@@ -214,6 +220,23 @@ func TestFeedback(t *testing.T) {
 	if got := s.Status(time.Now())[0].Arms[1].Metrics[4]; got.N != 1 || got.Mean != -1 {
 		t.Errorf("got %+v", got)
 	}
+	for id, c := range map[string]struct { // that have begun
+		change func(*inference.Record)
+		want   error
+	}{
+		"under way":       {func(*inference.Record) {}, nil},
+		"an error":        {func(r *inference.Record) { r.Status = 400 }, experiment.ErrNoRequest},
+		"nobody's":        {func(r *inference.Record) { r.Request.Class = inference.Idle }, experiment.ErrNoRequest},
+		"before":          {func(r *inference.Record) { r.Request.Received = time.Now().Add(-time.Hour) }, experiment.ErrNoRequest},
+		"an arm that was": {func(r *inference.Record) { r.Arm.Arm = "x" }, experiment.ErrNoRequest},
+	} {
+		r := record(id)
+		c.change(r)
+		s.Begin(r)
+		if err := s.Feedback("acme", id, 1); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", id, err, c.want)
+		}
+	}
 	// a new beginning forgets what the scores were about
 	now := time.Now()
 	if err := errors.Join(s.Stop(now, "canary", ""), s.Start(now, "canary", "")); err != nil {
@@ -226,7 +249,7 @@ func TestFeedback(t *testing.T) {
 	for i := range 1000 {
 		r := record(fmt.Sprint("id-", i))
 		r.Request.Received = time.Now().Add(time.Millisecond)
-		s.Observe(r)
+		give(s, r)
 	}
 	if n := s.Remembered(); n != 100 {
 		t.Errorf("%d answers are remembered, want 100", n)
@@ -246,7 +269,7 @@ func TestScoresComeWithinADay(t *testing.T) {
 		for _, id := range []string{"a", "b"} {
 			r := record(id)
 			r.Request.Received, r.Duration = time.Now(), 0
-			s.Observe(r)
+			give(s, r)
 		}
 		time.Sleep(24*time.Hour - time.Second)
 		if err := s.Feedback("acme", "a", 1); err != nil {
@@ -258,7 +281,7 @@ func TestScoresComeWithinADay(t *testing.T) {
 		}
 		again := record("b") // an id that was used before, and is forgotten
 		again.Request.Received = time.Now()
-		s.Observe(again)
+		give(s, again)
 		if err := s.Feedback("acme", "b", 1); err != nil || s.Remembered() != 2 {
 			t.Errorf("got %v, %d are remembered", err, s.Remembered())
 		}
@@ -279,7 +302,7 @@ func TestAllAtOnce(t *testing.T) {
 				if arm := s.Steer(now, req).Arm; arm.Arm != "" {
 					r := record(req.ID)
 					r.Request, r.Arm = req, arm
-					s.Observe(r)
+					give(s, r)
 					_ = s.Feedback(req.Tenant, req.ID, 1)
 				}
 				switch i % 100 {

@@ -40,7 +40,7 @@ func (s *stream) send(t *testing.T, requests int, look func(i int)) {
 		if s.answer != nil {
 			s.answer(s.rng, &rec)
 		}
-		s.set.Observe(&rec)
+		give(s.set, &rec)
 		if s.score != nil {
 			if err := s.set.Feedback("acme", req.ID, s.score(s.rng, rec.Arm.Arm)); err != nil {
 				t.Fatal(err)
