@@ -241,7 +241,7 @@ func TestCopiesTouchNoClient(t *testing.T) {
 			}
 			config := spenders(t, lenient("gpu", false, good)+lenient("next", true, shadow), "{name: all, by: [tenant], requests: {rate: 30/h}, tokens: {rate: 100000/d}, concurrent: 4}",
 				"cache: {enabled: false}", "usage: {ledger: {flush: 100ms}}", "store: {directory: \""+t.TempDir()+"\"}",
-				"route: {experiments: [{name: shadow, mirror: {to: {pools: {next: 1}, strict: true}, share: 1}}]}")
+				"route: {experiments: [{name: shadow, mirror: {to: {pools: {next: 1}}, share: 1}}]}")
 			r := newRig(t, config)
 			const n = 30
 			for i := range n {
@@ -272,6 +272,12 @@ func TestCopiesTouchNoClient(t *testing.T) {
 			}
 			if got := r.number("spillway_limit_held_entries"); got != 0 {
 				t.Errorf("%v limits are held by nobody", got)
+			}
+			if c.dead {
+				testkit.Eventually(t, "copies fail", func() bool { return r.experiment("shadow").Arms[0].Failures > 0 })
+				if arm := r.experiment("shadow").Arms[0]; arm.Requests != arm.Failures {
+					t.Errorf("of %d copies to dead servers %d fail", arm.Requests, arm.Failures)
+				}
 			}
 			// Whoever scores a copied answer scores nothing: the client was in no arm.
 			if status, body := r.do("POST", r.api+"/v1/feedback", `{"id":"client-1","score":1}`, bearer("acme-1")); status != 404 {

@@ -191,7 +191,7 @@ func TestTheFirstExperimentThatTakesARequestHasIt(t *testing.T) {
 		switch d := s.Steer(began(), r); d.Arm.Experiment {
 		case "copies":
 			mirrored++
-			if d.Arm.Arm != "mirror" || d.Mirror == nil || d.Mirror.Pools["shadow"] != 1 || d.Action != nil {
+			if d.Arm.Arm != "mirror" || d.Mirror == nil || d.Mirror.Pools["shadow"] != 1 || !d.Mirror.Strict || d.Action != nil {
 				t.Fatalf("got %+v", d)
 			}
 		case "last":

@@ -71,7 +71,7 @@ type Guard struct {
 
 // Mirror sends a copy of requests elsewhere.
 type Mirror struct {
-	// Where the copies go.
+	// Where the copies go, and nowhere else: region or pools are needed, and strict is always true.
 	To route.Action `yaml:"to"`
 	// Share of the requests that are copied, above 0 and at most 1.
 	Share float64 `yaml:"share"`
@@ -216,6 +216,8 @@ func (c *Config) validateMirror() (errs []error) {
 	}
 	if c.Mirror.To.Empty() {
 		bad("mirror.to: is missing, so that copies would go where the requests go")
+	} else if c.Mirror.To.Region == "" && len(c.Mirror.To.Pools) == 0 {
+		bad("mirror.to: needs region or pools, so that copies go where the requests do not")
 	} else if err := c.Mirror.To.Validate(); err != nil {
 		errs = append(errs, under("mirror.to", lines(err))...)
 	}

@@ -96,6 +96,7 @@ func TestValidate(t *testing.T) {
 		"mirror":           {mirror(func(*experiment.Config) {}), nil},
 		"mirror and arms":  {mirror(func(c *experiment.Config) { c.Arms = canary(1, 1).Arms }), []string{"experiments[0].mirror: an experiment has arms or a mirror"}},
 		"mirror, nowhere":  {mirror(func(c *experiment.Config) { c.Mirror.To = route.Action{} }), []string{"experiments[0].mirror.to: is missing"}},
+		"mirror, anywhere": {mirror(func(c *experiment.Config) { c.Mirror.To = route.Action{Headers: map[string]string{"X-A": "b"}} }), []string{"experiments[0].mirror.to: needs region or pools"}},
 		"mirror, nothing":  {mirror(func(c *experiment.Config) { c.Mirror.Share = 0 }), []string{"experiments[0].mirror.share:"}},
 		"mirror, action":   {mirror(func(c *experiment.Config) { c.Mirror.To.Class = "x" }), []string{"experiments[0].mirror.to.class: want"}},
 		"mirror, no use":   {mirror(func(c *experiment.Config) { c.Ramp, c.Control = []experiment.Step{{Share: 1}}, "x" }), []string{"experiments[0].control: has no effect", "experiments[0].ramp: has no effect"}},

@@ -37,8 +37,10 @@ func newTrial(c Config) *trial {
 		}
 	}
 	if c.Mirror.set() {
+		to := c.Mirror.To
+		to.Strict = true // copies are no load for the servers of those that they are of
 		t.names = []string{mirrorArm}
-		t.decide = []route.Decision{{Arm: inference.Arm{Experiment: c.Name, Arm: mirrorArm}, Mirror: &c.Mirror.To}}
+		t.decide = []route.Decision{{Arm: inference.Arm{Experiment: c.Name, Arm: mirrorArm}, Mirror: &to}}
 		t.mark = markOf(&c)
 		return t
 	}
