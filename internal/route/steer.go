@@ -54,6 +54,10 @@ func (a *Action) Empty() bool {
 	return a.Region == "" && len(a.Pools) == 0 && !a.Strict && a.Model == "" && a.Class == "" && len(a.Headers) == 0
 }
 
+// maxWeight bounds the weight of a pool, so that a sum of weights stays far from the
+// largest number. Arms and instances have the same bound.
+const maxWeight = 1_000_000
+
 // forbidden are header fields that belong to the connection or to identity, which no
 // rule may change.
 var forbidden = []string{"Authorization", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Host", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "X-Api-Key"}
@@ -64,8 +68,8 @@ func (a *Action) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for name, weight := range a.Pools {
-		if name == "" || weight < 1 {
-			bad("pools.%s: a pool needs a name and a weight of at least 1, got %d", name, weight)
+		if name == "" || weight < 1 || weight > maxWeight {
+			bad("pools.%s: a pool needs a name and a weight of 1 to %d, got %d", name, maxWeight, weight)
 		}
 	}
 	if a.Strict && a.Region == "" && len(a.Pools) == 0 {

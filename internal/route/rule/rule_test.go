@@ -2,6 +2,7 @@ package rule_test
 
 import (
 	"fmt"
+	"math"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -129,7 +130,8 @@ func TestMistakes(t *testing.T) {
 		"behind all":        {[]rule.Rule{{Name: "a", Then: ok}, {Name: "b", When: `stream`, Then: there("us")}}, []string{`rules[1].when: never decides: rule "a" (rules[0])`}},
 		"behind the truth":  {[]rule.Rule{{Name: "a", When: `1 < 2 or stream`, Then: ok}, {Name: "b", When: `stream`, Then: there("us")}}, []string{`rules[1].when: never decides`}},
 		"strict about what": {[]rule.Rule{{Name: "a", Then: route.Action{Strict: true}}}, []string{"rules[0].then.strict: needs region or pools"}},
-		"a weight":          {[]rule.Rule{{Name: "a", Then: route.Action{Pools: map[string]int{"gpu": 0}}}}, []string{"rules[0].then.pools.gpu: a pool needs a name and a weight of at least 1, got 0"}},
+		"a weight":          {[]rule.Rule{{Name: "a", Then: route.Action{Pools: map[string]int{"gpu": 0}}}}, []string{"rules[0].then.pools.gpu: a pool needs a name and a weight of 1 to 1000000, got 0"}},
+		"a sum of weights":  {[]rule.Rule{{Name: "a", Then: route.Action{Pools: map[string]int{"gpu": math.MaxInt, "us/cpu": math.MaxInt}}}}, []string{"rules[0].then.pools.gpu: a pool needs", "rules[0].then.pools.us/cpu: a pool needs a name and a weight of 1 to 1000000, got 9223372036854775807"}},
 		"all at once":       {[]rule.Rule{{When: `x`}, {Name: "b", When: `1 > 2`, Then: ok}}, []string{"rules[0].name", "rules[0].then", "rules[0].when", "rules[1].when"}},
 	} {
 		t.Run(name, func(t *testing.T) {
