@@ -101,6 +101,10 @@ func (v *visitor) Visit(node *ast.Node) {
 		v.fail(misspelt(n))
 	case *ast.PredicateNode, *ast.PointerNode:
 		v.fail(errors.New("loops are not allowed"))
+	case *ast.VariableDeclaratorNode: // a few that double one another take any memory and time
+		v.fail(errors.New("let is not allowed: write the value where it is wanted"))
+	case *ast.SequenceNode:
+		v.fail(errors.New("a second expression after ; is not allowed: combine them with and"))
 	}
 }
 

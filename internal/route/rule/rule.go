@@ -9,8 +9,8 @@
 // found out once a request, and only where some rule wants it.
 //
 // Expressions are written by operators. Their cost is bounded all the same: there are
-// no loops, no ranges and no functions that repeat, the number of nodes is bounded,
-// and so is memory. One that fails at run time, which the type check leaves little
+// no loops, no ranges, no variables and no functions that repeat, the number of nodes is
+// bounded, and so are memory and the texts that clients choose. One that fails at run time, which the type check leaves little
 // room for, counts as not true.
 package rule
 

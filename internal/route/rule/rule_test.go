@@ -117,6 +117,8 @@ func TestMistakes(t *testing.T) {
 		"no such surface":   {[]rule.Rule{{Name: "a", When: `surface in ["chat", "smell"]`, Then: ok}}, []string{`surface is never "smell"`}},
 		"a loop":            {[]rule.Rule{{Name: "a", When: `all([1], # > 0)`, Then: ok}}, []string{"rules[0].when: "}},
 		"a range":           {[]rule.Rule{{Name: "a", When: `prompt_tokens in 1..1000000000`, Then: ok}}, []string{"rules[0].when: ranges are not allowed"}},
+		"a variable":        {[]rule.Rule{{Name: "a", When: `let a = model + model; let b = a + a; len(b) > 0`, Then: ok}}, []string{"rules[0].when: let is not allowed"}},
+		"two expressions":   {[]rule.Rule{{Name: "a", When: `stream; false`, Then: ok}}, []string{"rules[0].when: a second expression after ; is not allowed"}},
 		"a function":        {[]rule.Rule{{Name: "a", When: `repeat("x", 9) == ""`, Then: ok}}, []string{"rules[0].when: unknown name repeat"}},
 		"too long":          {[]rule.Rule{{Name: "a", When: strings.Repeat("stream or ", 500) + "stream", Then: ok}}, []string{"rules[0].when: longer than"}},
 		"too many nodes":    {[]rule.Rule{{Name: "a", When: strings.Repeat("stream or ", 200) + "stream", Then: ok}}, []string{"rules[0].when: "}},
@@ -228,6 +230,18 @@ func TestNothingOfARequestStays(t *testing.T) {
 	}
 	if d := s.Steer(friday, &inference.Request{Body: []byte("{}")}); d.Action != nil {
 		t.Errorf("the next request is taken for the one before: %+v", d)
+	}
+}
+
+// TestLongTexts: what clients choose is seen up to a bound, which is what a pattern may
+// cost.
+func TestLongTexts(t *testing.T) {
+	req, long := request(), strings.Repeat("x", 1<<20)
+	req.Model, req.User = long, long
+	req.Header.Set("X-Team", long)
+	s := set(t, rule.Parts{}, rule.Rule{Name: "r", When: `len(model) == 4096 and len(user) == 4096 and len(header("X-Team")) == 4096`, Then: there("eu")})
+	if d := s.Steer(friday, req); d.Rule != "r" {
+		t.Errorf("got %+v", d)
 	}
 }
 

@@ -62,6 +62,13 @@ var costly = map[string]needs{
 	"geo": needsPlace, "past": needsPast, "ip": needsIP, "hour": needsTime, "minute": needsTime, "weekday": needsTime,
 }
 
+// maxText is how much, in bytes, expressions see of a text that clients choose: what a
+// pattern costs grows with the text (60 ns a byte), and rules are asked before limits.
+const maxText = 4 << 10
+
+// cut bounds a text that clients choose.
+func cut(s string) string { return s[:min(len(s), maxText)] }
+
 // weekdays is indexed by time.Weekday.
 var weekdays = [...]string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 
@@ -76,7 +83,7 @@ type scope struct {
 func newScope() *scope {
 	sc := &scope{}
 	sc.env.Header = func(name string) string {
-		return sc.header.Get(name)
+		return cut(sc.header.Get(name))
 	}
 	sc.vm.MemoryBudget = maxMemory
 	return sc
@@ -86,9 +93,9 @@ func newScope() *scope {
 func (sc *scope) fill(now time.Time, req *inference.Request, parts Parts, n needs) {
 	e := &sc.env
 	sc.header = req.Header
-	e.Model, e.Path, e.Surface, e.Stream = req.Model, req.Surface.Path(), req.Surface.String(), req.Stream
+	e.Model, e.Path, e.Surface, e.Stream = cut(req.Model), req.Surface.Path(), req.Surface.String(), req.Stream
 	e.PromptTokens, e.MaxTokens, e.Images, e.Messages = int(req.PromptTokens()), int(req.MaxTokens), req.Images, req.Messages
-	e.BodyBytes, e.User, e.Tenant, e.Key, e.Class, e.Retry = len(req.Body), req.User, req.Tenant, req.Key, req.Class.String(), req.Retry
+	e.BodyBytes, e.User, e.Tenant, e.Key, e.Class, e.Retry = len(req.Body), cut(req.User), req.Tenant, req.Key, req.Class.String(), req.Retry
 	if n&needsIP != 0 && req.ClientIP.IsValid() {
 		e.IP = req.ClientIP.String()
 	}
