@@ -36,7 +36,7 @@ type Config struct {
 	ASNFile string `yaml:"asn_file"`
 	// How often the files are looked at for a change.
 	Refresh time.Duration `yaml:"refresh"`
-	// Region to prefer for clients whose place is not known, when no rule has decided; empty is what the policy of regions says.
+	// Region to prefer for clients whose country and continent are not known, when no rule that is true has a region or pools; empty is what the policy of regions says.
 	DefaultRegion string `yaml:"default_region"`
 }
 

@@ -48,8 +48,8 @@ const maxRules = 1000
 type Parts struct {
 	Places    route.Locator // nil: no address has a place
 	Behaviour *Behaviour    // nil: no tenant has a past
-	// DefaultRegion is preferred for clients without a place, when no rule decides; ""
-	// is none.
+	// DefaultRegion is preferred for clients of whom neither country nor continent is
+	// known, when no rule that is true of the request has a region or pools; "" is none.
 	DefaultRegion string
 	// Count is where the requests are counted that a rule has decided; nil counts
 	// nowhere. It is asked once for each rule.
@@ -170,25 +170,32 @@ func (s *Set) Steer(now time.Time, req *inference.Request) (d route.Decision) {
 	defer s.scopes.Put(sc)
 	sc.fill(now, req, s.parts, s.needs)
 	defer sc.clear()
+	placed := false // a rule says where
 	for i := range s.rules {
 		r := &s.rules[i]
 		if r.Condition != nil && !s.holds(sc, r.Condition) {
 			continue
 		}
 		r.decided.Add(1)
-		if d.Action == nil {
-			d.Rule, d.Action = r.Name, &r.Then
-		} else {
-			d.Rule, d.More = d.Rule+","+r.Name, append(d.More, &r.Then)
-		}
+		add(&d, r.Name, &r.Then)
+		placed = placed || r.Then.Region != "" || len(r.Then.Pools) > 0
 		if !r.Continue {
-			return d
+			break
 		}
 	}
-	if d.Action == nil && s.lost != nil && sc.env.Geo.Country == "" {
-		d.Rule, d.Action = lostName, s.lost
+	if !placed && s.lost != nil && sc.env.Geo.Country == "" && sc.env.Geo.Continent == "" {
+		add(&d, lostName, s.lost)
 	}
 	return d
+}
+
+// add is one rule's part in a decision, behind those that are there.
+func add(d *route.Decision, name string, a *route.Action) {
+	if d.Action == nil {
+		d.Rule, d.Action = name, a
+	} else {
+		d.Rule, d.More = d.Rule+","+name, append(d.More, a)
+	}
 }
 
 // lostName stands for a rule's name where the default region decides.

@@ -211,6 +211,38 @@ func TestTheDefaultRegion(t *testing.T) {
 	}
 }
 
+// TestTheDefaultRegionBehindRules: only rules that say where keep it away, and it counts
+// less than those that do not.
+func TestTheDefaultRegionBehindRules(t *testing.T) {
+	marks := route.Action{Headers: map[string]string{"X-A": "b"}}
+	for name, c := range map[string]struct {
+		then route.Action
+		more bool // continue
+		from route.Place
+		want string
+	}{
+		"a mark":               {marks, true, route.Place{}, "r,geo.default_region"},
+		"a class that decides": {route.Action{Class: "batch"}, false, route.Place{}, "r,geo.default_region"},
+		"a region":             {there("eu"), true, route.Place{}, "r"},
+		"pools":                {route.Action{Pools: map[string]int{"gpu": 1}}, true, route.Place{}, "r"},
+		"a country":            {marks, true, route.Place{Continent: "EU", Country: "DE"}, "r"},
+		"a continent alone":    {marks, true, route.Place{Continent: "EU"}, "r"},
+		"a network alone":      {marks, true, route.Place{ASN: 3320, Organization: "DTAG"}, "r,geo.default_region"},
+	} {
+		s := set(t, rule.Parts{Places: map1{munich: c.from}, DefaultRegion: "us"}, rule.Rule{Name: "r", Then: c.then, Continue: c.more})
+		d := s.Steer(friday, request())
+		if d.Rule != c.want || !cmp.Equal(*d.Action, c.then) {
+			t.Errorf("%s: got %+v, want %s", name, d, c.want)
+		}
+		if len(d.More) > 0 && d.More[0].Region != "us" {
+			t.Errorf("%s: got %+v behind it", name, d.More[0])
+		}
+	}
+	if d := set(t, rule.Parts{Places: map1{munich: {Continent: "EU"}}, DefaultRegion: "us"}).Steer(friday, request()); d.Action != nil {
+		t.Errorf("a continent is a place: got %+v", d)
+	}
+}
+
 func TestAFailureAtRunTimeIsNotTrue(t *testing.T) {
 	s := set(t, rule.Parts{}, rule.Rule{Name: "r", When: `int(user) > 5`, Then: there("eu")}, rule.Rule{Name: "else", When: `stream`, Then: there("us")})
 	if d := s.Steer(friday, request()); d.Rule != "else" || s.Failed() != 1 {
