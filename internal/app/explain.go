@@ -12,6 +12,7 @@ import (
 
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/wire"
 )
 
@@ -49,6 +50,11 @@ func (a *App) Explain(ctx context.Context, q admin.RouteQuestion) (*admin.RouteA
 		})
 	}
 	return answer, nil
+}
+
+// Preview implements route.Preview by the rules in force.
+func (s *steering) Preview(now time.Time, req *inference.Request) route.Decision {
+	return s.rules.Load().Preview(now, req)
 }
 
 // question makes the request that is asked about.

@@ -226,6 +226,9 @@ func TestExplainOfARunningGateway(t *testing.T) {
 			t.Errorf("%s: got %d %s", more, status, answer)
 		}
 	}
+	if _, metrics := r.do("GET", r.admin+"/metrics", ""); !strings.Contains(metrics, `spillway_route_rule_decisions_total{rule="much"} 1`) || !strings.Contains(metrics, `spillway_route_rule_decisions_total{rule="rest"} 2`) {
+		t.Error("requests that are only explained are counted among those that rules decide")
+	}
 	if n := cheap.Requests() + dear.Requests(); n != 3 {
 		t.Errorf("%d requests were sent", n)
 	}

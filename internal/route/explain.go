@@ -25,9 +25,10 @@ type Step struct {
 // Explain plans a request as Plan does, and says where it would run now and what
 // stands behind it, in order: each pool of the plan with its region in front, where
 // that changes, and its instances after it. It asks the policies as a request does, so
-// one that takes turns takes one; no slot is taken. It is for people: it allocates.
-func (r *Router) Explain(ctx context.Context, req *inference.Request) (*fleet.Plan, []Step, error) {
-	plan, err := r.Plan(ctx, req)
+// one that takes turns takes one; no slot is taken and no decision of a rule is counted.
+// It is for people: it allocates.
+func (r *Router) Explain(_ context.Context, req *inference.Request) (*fleet.Plan, []Step, error) {
+	plan, err := r.steeredPlan(r.steer(req, preview))
 	if err != nil {
 		return nil, nil, err
 	}

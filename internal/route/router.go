@@ -128,7 +128,12 @@ func (r *Router) compileLatest() *directory {
 // models that stand in. Its error is an *inference.Error that says which model is
 // not served, or not on this surface.
 func (r *Router) Plan(_ context.Context, req *inference.Request) (*fleet.Plan, error) {
-	req, steered := r.steer(time.Now(), req)
+	req, steered := r.steer(req, Steering.Steer)
+	return r.steeredPlan(req, steered)
+}
+
+// steeredPlan plans a request that rules and experiments have been asked about.
+func (r *Router) steeredPlan(req *inference.Request, steered *steered) (*fleet.Plan, error) {
 	if steered != nil && req.Class == inference.Idle && r.ended(steered.arm) {
 		e := inference.Errorf(inference.CodeNotCached, "the experiment has ended: nobody asks for answers of its arm")
 		e.NoRetry = true

@@ -18,6 +18,12 @@ type Steering interface {
 	Steer(now time.Time, req *inference.Request) Decision
 }
 
+// Preview decides as Steer does, for people who ask where a request would go: nothing of
+// it is counted. Rules implement it beside Steering.
+type Preview interface {
+	Preview(now time.Time, req *inference.Request) Decision
+}
+
 // Arms says whether the arm of an experiment still takes requests. Experiments
 // implement it beside Steering.
 type Arms interface {

@@ -29,9 +29,17 @@ func (r *Router) Steer(rules, experiments Steering) {
 	r.stages.Store(&[]Steering{rules, experiments})
 }
 
+// preview asks a stage without a trace, where it leaves one.
+func preview(stage Steering, now time.Time, req *inference.Request) Decision {
+	if p, ok := stage.(Preview); ok {
+		return p.Preview(now, req)
+	}
+	return stage.Steer(now, req)
+}
+
 // steer asks the stages and returns the request as they want it, which is req itself
 // when they change nothing. Experiments are for clients' requests alone.
-func (r *Router) steer(now time.Time, req *inference.Request) (*inference.Request, *steered) {
+func (r *Router) steer(req *inference.Request, ask func(Steering, time.Time, *inference.Request) Decision) (*inference.Request, *steered) {
 	if s, ok := req.Steered.(*steered); ok {
 		return req, s
 	}
@@ -40,11 +48,12 @@ func (r *Router) steer(now time.Time, req *inference.Request) (*inference.Reques
 		return req, nil
 	}
 	var s *steered
+	now := time.Now()
 	for i, stage := range *stages {
 		if stage == nil || i > 0 && req.Class == inference.Idle {
 			continue
 		}
-		d := stage.Steer(now, req)
+		d := ask(stage, now, req)
 		if d.Action == nil && d.Mirror == nil && d.Arm == (inference.Arm{}) {
 			continue
 		}

@@ -162,7 +162,17 @@ func (s *Set) Len() int { return len(s.rules) }
 func (s *Set) Failed() int64 { return s.failed.Load() }
 
 // Steer implements route.Steering.
-func (s *Set) Steer(now time.Time, req *inference.Request) (d route.Decision) {
+func (s *Set) Steer(now time.Time, req *inference.Request) route.Decision {
+	return s.decide(now, req, true)
+}
+
+// Preview implements route.Preview.
+func (s *Set) Preview(now time.Time, req *inference.Request) route.Decision {
+	return s.decide(now, req, false)
+}
+
+// decide asks the rules in order.
+func (s *Set) decide(now time.Time, req *inference.Request, counted bool) (d route.Decision) {
 	if len(s.rules) == 0 && s.lost == nil {
 		return d
 	}
@@ -173,10 +183,12 @@ func (s *Set) Steer(now time.Time, req *inference.Request) (d route.Decision) {
 	placed := false // a rule says where
 	for i := range s.rules {
 		r := &s.rules[i]
-		if r.Condition != nil && !s.holds(sc, r.Condition) {
+		if r.Condition != nil && !s.holds(sc, r.Condition, counted) {
 			continue
 		}
-		r.decided.Add(1)
+		if counted {
+			r.decided.Add(1)
+		}
 		add(&d, r.Name, &r.Then)
 		placed = placed || r.Then.Region != "" || len(r.Then.Pools) > 0
 		if !r.Continue {
@@ -231,9 +243,9 @@ func (s *Set) Explain(now time.Time, req *inference.Request) []Told {
 func (s *Set) Place(req *inference.Request) route.Place { return s.parts.place(req.ClientIP) }
 
 // holds evaluates a condition.
-func (s *Set) holds(sc *scope, c *Condition) bool {
+func (s *Set) holds(sc *scope, c *Condition, counted bool) bool {
 	ok, err := sc.run(c)
-	if err != nil {
+	if err != nil && counted {
 		s.failed.Add(1)
 	}
 	return ok
@@ -249,7 +261,7 @@ func (s *Set) Match(c *Condition, now time.Time, req *inference.Request) bool {
 	defer s.scopes.Put(sc)
 	sc.fill(now, req, s.parts, c.needs)
 	defer sc.clear()
-	return s.holds(sc, c)
+	return s.holds(sc, c, true)
 }
 
 // Compile compiles one expression; nil is one that is always true. The error says

@@ -188,6 +188,9 @@ func TestDecisionsAreCounted(t *testing.T) {
 		rule.Rule{Name: "mark", When: `stream`, Then: there("eu"), Continue: true}, rule.Rule{Name: "go", Then: there("us")})
 	s.Steer(friday, request())
 	s.Steer(friday, &inference.Request{Body: []byte("{}")})
+	if d := s.Preview(friday, request()); d.Rule != "mark,go" {
+		t.Errorf("a preview: got %+v", d)
+	}
 	for name, want := range map[string]int64{"none": 0, "mark": 1, "go": 2} {
 		if got := counts[name].Load(); got != want {
 			t.Errorf("%s has decided %d times, want %d", name, got, want)
@@ -247,6 +250,9 @@ func TestAFailureAtRunTimeIsNotTrue(t *testing.T) {
 	s := set(t, rule.Parts{}, rule.Rule{Name: "r", When: `int(user) > 5`, Then: there("eu")}, rule.Rule{Name: "else", When: `stream`, Then: there("us")})
 	if d := s.Steer(friday, request()); d.Rule != "else" || s.Failed() != 1 {
 		t.Errorf("got %+v, %d failed", d, s.Failed())
+	}
+	if d := s.Preview(friday, request()); d.Rule != "else" || s.Failed() != 1 {
+		t.Errorf("a preview: got %+v, %d failed", d, s.Failed())
 	}
 	number := request()
 	number.User = "6"
