@@ -12,8 +12,9 @@ import (
 
 // Routes says where requests go.
 type Routes interface {
-	// Explain says where a request would go now. Its error is an *inference.Error, or
-	// says what is wrong with the question.
+	// Explain says where a request would go now. Its error is an *inference.Error, which
+	// comes with the answer as far as it goes and is in it, too; or it says what is wrong
+	// with the question.
 	Explain(ctx context.Context, q RouteQuestion) (*RouteAnswer, error)
 }
 
@@ -41,6 +42,7 @@ type RouteAnswer struct {
 	Arm        string      `json:"arm,omitempty"`
 	Mirror     string      `json:"mirror,omitempty"` // pool that would get a copy
 	Steps      []RouteStep `json:"steps"`
+	Error      string      `json:"error,omitempty"` // why it goes nowhere
 }
 
 // RouteRule is what one rule says.
@@ -81,7 +83,7 @@ func (s *Server) explainRoute(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		answer, err = s.parts.Routes.Explain(r.Context(), q)
 	}
-	if err != nil {
+	if answer == nil {
 		p := problem{http.StatusBadRequest, codeInvalidRequest, err.Error()}
 		p.write(w)
 		return

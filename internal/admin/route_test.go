@@ -14,6 +14,7 @@ import (
 
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/usage/ledger"
 )
 
@@ -71,6 +72,11 @@ func TestExplain(t *testing.T) {
 	if d := cmp.Diff(o.asked, asked); d != "" {
 		t.Error(d)
 	}
+	o.err, want.Error = inference.Errorf(inference.CodeNoCapacity, "nowhere"), "nowhere"
+	if w := ask(s, "POST", "/admin/route/explain", with(`{}`)); w.Code != http.StatusOK || decode[admin.RouteAnswer](t, w).Error != "nowhere" {
+		t.Errorf("a request that goes nowhere: got %d %s", w.Code, w.Body)
+	}
+	o.answer = nil
 	for name, c := range map[string]struct {
 		body string
 		err  error

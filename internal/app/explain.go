@@ -23,7 +23,7 @@ func (a *App) Explain(ctx context.Context, q admin.RouteQuestion) (*admin.RouteA
 		return nil, err
 	}
 	rules := a.steering.rules.Load()
-	answer := &admin.RouteAnswer{Rules: []admin.RouteRule{}}
+	answer := &admin.RouteAnswer{Rules: []admin.RouteRule{}, Steps: []admin.RouteStep{}}
 	for _, t := range rules.Explain(time.Now(), req) {
 		r := admin.RouteRule{Name: t.Name, When: t.When, True: t.True}
 		if t.Error != nil {
@@ -35,7 +35,7 @@ func (a *App) Explain(ctx context.Context, q admin.RouteQuestion) (*admin.RouteA
 	answer.Place = strings.Join(slices.DeleteFunc([]string{p.Continent, p.Country, p.Region, p.City, p.Organization}, func(s string) bool { return s == "" }), ", ")
 	plan, steps, err := a.router.Explain(ctx, req)
 	if err != nil {
-		return nil, err
+		answer.Error = err.Error()
 	}
 	answer.Rule, answer.Experiment, answer.Arm = plan.Rule, plan.Arm.Experiment, plan.Arm.Arm
 	answer.Model, answer.Asked, answer.Class = plan.Request.Model, plan.Request.Asked, plan.Request.Class.String()
@@ -49,7 +49,7 @@ func (a *App) Explain(ctx context.Context, q admin.RouteQuestion) (*admin.RouteA
 			Backup: s.Backup, Load: s.Load, Tokens: s.Tokens, Chosen: s.Chosen,
 		})
 	}
-	return answer, nil
+	return answer, err
 }
 
 // Preview implements route.Preview by the rules in force.

@@ -69,15 +69,15 @@ the decision is that of a gateway that has just started with this configuration.
 				q.Headers[strings.TrimSpace(name)] = strings.TrimSpace(value)
 			}
 			answer, err := o.explain(c.Context(), config, q)
-			if err != nil {
+			if answer == nil {
 				return err
 			}
 			if o.json {
 				e := json.NewEncoder(env.Stdout)
 				e.SetIndent("", "  ")
-				return e.Encode(answer)
+				return errors.Join(e.Encode(answer), err)
 			}
-			return writeRoute(env.Stdout, answer)
+			return errors.Join(writeRoute(env.Stdout, answer), err)
 		},
 	}
 	f := c.Flags()
@@ -117,7 +117,8 @@ func readRequest(env Env, file string) (json.RawMessage, error) {
 	return body, nil
 }
 
-// explain asks a running gateway, or one that is made of a configuration.
+// explain asks a running gateway, or one that is made of a configuration. Of a request
+// that goes nowhere it returns the answer as far as it goes, and the error.
 func (o *operator) explain(ctx context.Context, config string, q admin.RouteQuestion) (*admin.RouteAnswer, error) {
 	if config != "" {
 		src := source{file: config}
@@ -135,7 +136,7 @@ func (o *operator) explain(ctx context.Context, config string, q admin.RouteQues
 			if e, ok := errors.AsType[*inference.Error](err); ok && e.Code == inference.CodeModelNotFound {
 				err = fmt.Errorf("%w; models that servers list and instances that are discovered are known to a running gateway alone", err)
 			}
-			return nil, fmt.Errorf("%w: %w", errUsage, err) // as of a running gateway
+			return answer, fmt.Errorf("%w: %w", errUsage, err) // as of a running gateway
 		}
 		return answer, nil
 	}
@@ -153,6 +154,9 @@ func (o *operator) explain(ctx context.Context, config string, q admin.RouteQues
 	found := new(admin.RouteAnswer)
 	if err := json.Unmarshal(answer, found); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.url, err)
+	}
+	if found.Error != "" {
+		return found, fmt.Errorf("%w: %s", errUsage, found.Error)
 	}
 	return found, nil
 }

@@ -26,11 +26,17 @@ type Step struct {
 // stands behind it, in order: each pool of the plan with its region in front, where
 // that changes, and its instances after it. It asks the policies as a request does, so
 // one that takes turns takes one; no slot is taken and no decision of a rule is counted.
-// It is for people: it allocates.
+// It is for people: it allocates. With an error comes a plan without candidates, which
+// has what was decided until then.
 func (r *Router) Explain(_ context.Context, req *inference.Request) (*fleet.Plan, []Step, error) {
-	plan, err := r.steeredPlan(r.steer(req, preview))
+	req, s := r.steer(req, preview)
+	plan, err := r.steeredPlan(req, s)
 	if err != nil {
-		return nil, nil, err
+		plan = &fleet.Plan{Request: req}
+		if s != nil {
+			plan.Rule, plan.Arm = s.rule, s.arm
+		}
+		return plan, nil, err
 	}
 	d := r.dir.Load()
 	q := &fleet.Query{Request: req, Now: time.Now().UnixNano(), Rand: rand.Uint64()}

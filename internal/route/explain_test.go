@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spillway/spillway/internal/fleet"
+	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/route"
 	"github.com/spillway/spillway/internal/route/routetest"
 )
@@ -46,7 +47,11 @@ func TestExplain(t *testing.T) {
 	if plan.Candidates[0].Pool.Name != "eu/gpu" {
 		t.Errorf("the plan begins with %s", plan.Candidates[0].Pool.Name)
 	}
-	if _, _, err := r.Explain(context.Background(), ask("unknown")); err == nil {
-		t.Error("an unknown model was explained")
+	if plan, steps, err := r.Explain(context.Background(), ask("unknown")); err == nil || plan.Request.Model != "unknown" || len(steps) > 0 {
+		t.Errorf("an unknown model: got %+v, %v, %v", plan, steps, err)
+	}
+	r.Steer(acts(route.Action{Pools: map[string]int{"none": 1}, Strict: true, Class: "batch"}), nil)
+	if plan, _, err := r.Explain(context.Background(), ask("m")); err == nil || plan.Rule != "r" || plan.Request.Class != inference.Batch || len(plan.Candidates) > 0 {
+		t.Errorf("a rule that leaves nowhere: got %+v, %v", plan, err)
 	}
 }
