@@ -43,7 +43,7 @@ type Decision struct {
 type Action struct {
 	// The region to prefer.
 	Region string `yaml:"region"`
-	// The pools to prefer, as `pool` or `region/pool`, with their weights: the first is drawn by weight, and the others follow.
+	// The pools to prefer, as `pool` or `region/pool`, with their weights: the order is drawn by weight, and what a pool that is down or full leaves is shared by the weights of the others.
 	Pools map[string]int `yaml:"pools"`
 	// Only that region and those pools, and no other when they are down or full.
 	Strict bool `yaml:"strict"`

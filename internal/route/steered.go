@@ -1,12 +1,13 @@
 package route
 
 import (
+	"cmp"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/textproto"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spillway/spillway/internal/fleet"
@@ -143,30 +144,43 @@ func (s *steered) apply(plan *fleet.Plan) error {
 	return nil
 }
 
-// order puts the candidates first that the action prefers: the pool that is drawn by
-// weight, then its other pools, then the region. What is alike keeps its order.
-// Models that stand in stay behind the model itself.
+// ranked is a candidate with what an action makes of it.
+type ranked struct {
+	fleet.Candidate
+	rank int     // the lower, the earlier
+	lot  float64 // its turn among the action's pools; infinite is no pool of the action
+}
+
+// The ranks. Models that stand in come behind the model itself in the same order.
+const (
+	preferred = iota // what the action says
+	beside           // in its region, but none of its pools
+	elsewhere
+	standsIn
+)
+
+// order puts the candidates first that the action prefers: its pools, in an order that
+// is drawn by their weights, then its region. What is alike keeps its order.
 func (a *Action) order(plan *fleet.Plan) error {
 	if a.Region == "" && len(a.Pools) == 0 {
 		return nil
 	}
-	drawn := a.draw()
-	var ranked [4][]fleet.Candidate
+	var few [8]ranked // keeps plans of a usual size off the heap
+	list := few[:0]
 	for _, c := range plan.Candidates {
-		rank := a.rank(c.Pool, drawn)
-		if rank == len(ranked)-1 && a.Strict {
-			continue
-		}
-		ranked[rank] = append(ranked[rank], c)
+		list = append(list, ranked{Candidate: c, lot: math.Inf(1)})
 	}
+	a.draw(list)
+	for i := range list {
+		a.judge(&list[i])
+	}
+	slices.SortStableFunc(list, func(x, y ranked) int {
+		return cmp.Or(cmp.Compare(x.rank, y.rank), cmp.Compare(x.lot, y.lot))
+	})
 	all := plan.Candidates[:0]
-	for _, faithful := range []bool{true, false} {
-		for _, rank := range ranked {
-			for _, c := range rank {
-				if (c.Fallback == "") == faithful {
-					all = append(all, c)
-				}
-			}
+	for i := range list {
+		if !a.Strict || list[i].rank%standsIn != elsewhere {
+			all = append(all, list[i].Candidate)
 		}
 	}
 	if plan.Candidates = all; len(all) == 0 {
@@ -177,53 +191,45 @@ func (a *Action) order(plan *fleet.Plan) error {
 	return nil
 }
 
-// rank is how much the action wants a pool: 0 most, 3 not at all.
-func (a *Action) rank(p *fleet.Pool, drawn string) int {
-	inRegion := a.Region == "" || p.Region.Name == a.Region
+// judge ranks a candidate that has drawn its lot.
+func (a *Action) judge(c *ranked) {
+	named := len(a.Pools) == 0 || !math.IsInf(c.lot, 1)
 	switch {
-	case !inRegion:
-		return 3
-	case len(a.Pools) == 0:
-		return 0
-	case drawn != "" && names(drawn, p):
-		return 0
+	case a.Region != "" && c.Pool.Region.Name != a.Region:
+		c.rank = elsewhere
+	case named:
+		c.rank = preferred
+	case a.Region == "" || a.Strict:
+		c.rank = elsewhere
+	default:
+		c.rank = beside
 	}
-	for name := range a.Pools {
-		if names(name, p) {
-			return 1
+	if c.rank != preferred {
+		c.lot = 0
+	}
+	if c.Fallback != "" {
+		c.rank += standsIn
+	}
+}
+
+// draw gives the candidates in the action's pools their lots: exponential numbers, each
+// at the rate of its pool's weight. The lowest of any of them is w's with the
+// probability of w in the sum of their weights, so that their order is one of draws
+// without replacement (Efraimidis and Spirakis 2006), and what a pool that is down or
+// full leaves is shared by the weights of the others.
+func (a *Action) draw(list []ranked) {
+	for name, weight := range a.Pools {
+		lot := rand.ExpFloat64() / float64(weight)
+		for i := range list {
+			if c := &list[i]; names(name, c.Pool) {
+				c.lot = min(c.lot, lot)
+			}
 		}
 	}
-	if a.Strict || a.Region == "" {
-		return 3
-	}
-	return 2
 }
 
 // names says whether a name, `pool` or `region/pool`, is that of a pool.
-func names(name string, p *fleet.Pool) bool {
-	if strings.Contains(name, "/") {
-		return p.Name == name
-	}
-	return strings.TrimPrefix(p.Name, p.Region.Name+"/") == name
-}
-
-// draw chooses one of the pools by weight.
-func (a *Action) draw() string {
-	total := 0
-	for _, w := range a.Pools {
-		total += w
-	}
-	if total == 0 {
-		return ""
-	}
-	at := rand.IntN(total)
-	for name, w := range a.Pools { // in any order: each has its share
-		if at -= w; at < 0 {
-			return name
-		}
-	}
-	return ""
-}
+func names(name string, p *fleet.Pool) bool { return name == p.Name || name == p.Label }
 
 // shadow plans the copy of a request; nil when there is nowhere to run it.
 func (r *Router) shadow(req *inference.Request, s *steered) *fleet.Plan {

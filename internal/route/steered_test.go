@@ -149,6 +149,30 @@ func TestPoolsAreDrawnByWeight(t *testing.T) {
 	}
 }
 
+// TestAPoolThatIsDownLeavesItsShare to the others by their weights.
+func TestAPoolThatIsDownLeavesItsShare(t *testing.T) {
+	r := world(t, acts(route.Action{Pools: map[string]int{"eu/gpu": 60, "eu/cpu": 35, "us/gpu": 5}}), nil)
+	const n = 4000
+	ran := make(map[string]int)
+	for i := range n {
+		p := plan(t, r, asks())
+		if i == 0 {
+			for _, c := range p.Candidates {
+				c.Pool.Instances[0].Live.SetDraining(c.Pool.Name == "eu/gpu")
+			}
+		}
+		l, err := p.Acquire(time.Now(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ran[l.Instance.Pool.Name]++
+		l.Release(time.Now())
+	}
+	if got := ran["us/gpu"]; got < 417 || got > 583 || got+ran["eu/cpu"] != n { // 4 sigma of a binomial of 5/40
+		t.Errorf("got %v, want 1 in 8 at us/gpu and the rest at eu/cpu", ran)
+	}
+}
+
 func TestActionsChangeACopy(t *testing.T) {
 	req := asks()
 	p := plan(t, world(t, acts(route.Action{Model: "small", Class: "batch", Headers: map[string]string{"x-a": "2", "X-B": "", "X-C": "3"}}), nil), req)
