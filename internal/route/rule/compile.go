@@ -3,14 +3,11 @@ package rule
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/expr-lang/expr"
 	"github.com/expr-lang/expr/ast"
 	"github.com/expr-lang/expr/parser"
-
-	"github.com/spillway/spillway/internal/inference"
 )
 
 // Bounds of one expression.
@@ -28,7 +25,7 @@ var builtins = []string{"len", "lower", "upper", "trim", "int", "float", "string
 const always = "true"
 
 // compile compiles an expression; nil is one that is always true. form is the same for
-// expressions that differ in how they are written alone.
+// expressions that differ in spelling alone, as plain has it.
 func compile(source string) (c *Condition, form string, err error) {
 	if strings.TrimSpace(source) == "" {
 		return nil, always, nil
@@ -48,6 +45,7 @@ func compile(source string) (c *Condition, form string, err error) {
 	if err != nil {
 		return nil, "", worded(err)
 	}
+	ast.Walk(&tree.Node, plain{})
 	v := &visitor{}
 	ast.Walk(&tree.Node, v)
 	if v.err != nil {
@@ -99,6 +97,10 @@ func (v *visitor) Visit(node *ast.Node) {
 			}
 		}
 		v.fail(misspelt(n))
+	case *ast.CallNode:
+		v.fail(hostless(n))
+	case *ast.NilNode:
+		v.fail(errors.New(`nothing is nil: what is not known is "" or 0`))
 	case *ast.PredicateNode, *ast.PointerNode:
 		v.fail(errors.New("loops are not allowed"))
 	case *ast.VariableDeclaratorNode: // a few that double one another take any memory and time
@@ -112,150 +114,5 @@ func (v *visitor) Visit(node *ast.Node) {
 func (v *visitor) fail(err error) {
 	if v.err == nil {
 		v.err = err
-	}
-}
-
-// words are the values that a name can have, where there are few.
-var words = map[string][]string{
-	"class":   {"vip", "normal", "batch", "idle"},
-	"weekday": weekdays[:],
-	"surface": func() (names []string) {
-		for _, s := range inference.Surfaces() {
-			names = append(names, s.String())
-		}
-		return names
-	}(),
-}
-
-// misspelt finds a comparison with a value that its name never has.
-func misspelt(n *ast.BinaryNode) error {
-	name, ok := n.Left.(*ast.IdentifierNode)
-	other := n.Right
-	if !ok {
-		name, ok = n.Right.(*ast.IdentifierNode)
-		other = n.Left
-	}
-	if !ok || words[name.Value] == nil {
-		return nil
-	}
-	values := []ast.Node{other}
-	switch n.Operator {
-	case "==", "!=":
-	case "in":
-		if list, ok := other.(*ast.ArrayNode); ok {
-			values = list.Nodes
-		}
-	default:
-		return nil
-	}
-	for _, v := range values {
-		if s, ok := v.(*ast.StringNode); ok && !slices.Contains(words[name.Value], s.Value) {
-			return fmt.Errorf("%s is never %q; it is one of %s", name.Value, s.Value, strings.Join(words[name.Value], ", "))
-		}
-	}
-	return nil
-}
-
-// truth is what is known of an expression without a request.
-type truth uint8
-
-const (
-	depends truth = iota
-	never
-	surely
-)
-
-// truthOf finds out whether an expression is the same for every request.
-func truthOf(node ast.Node) truth {
-	switch n := node.(type) {
-	case *ast.BoolNode:
-		return known(n.Value)
-	case *ast.UnaryNode:
-		if n.Operator == "not" || n.Operator == "!" {
-			return [...]truth{depends: depends, never: surely, surely: never}[truthOf(n.Node)]
-		}
-	case *ast.BinaryNode:
-		left, right := truthOf(n.Left), truthOf(n.Right)
-		switch n.Operator {
-		case "and", "&&":
-			if left == never || right == never || opposed(n.Left, n.Right) {
-				return never
-			}
-			if left == surely {
-				return right
-			}
-			if right == surely {
-				return left
-			}
-			return depends
-		case "or", "||":
-			if left == surely || right == surely {
-				return surely
-			}
-			if left == never {
-				return right
-			}
-			if right == never {
-				return left
-			}
-			return depends
-		}
-	}
-	return evaluated(node)
-}
-
-// opposed says whether two sides of an "and" want one name to be two values at once.
-func opposed(a, b ast.Node) bool {
-	nameA, valueA := equality(a)
-	nameB, valueB := equality(b)
-	return nameA != "" && nameA == nameB && valueA != valueB
-}
-
-// equality reads `name == "value"`; "" is something else.
-func equality(node ast.Node) (name, value string) {
-	n, ok := node.(*ast.BinaryNode)
-	if !ok || n.Operator != "==" {
-		return "", ""
-	}
-	if _, constant := n.Left.(*ast.StringNode); constant {
-		n = &ast.BinaryNode{Left: n.Right, Right: n.Left}
-	}
-	s, ok := n.Right.(*ast.StringNode)
-	if !ok {
-		return "", ""
-	}
-	return n.Left.String(), s.Value
-}
-
-// evaluated runs an expression that has no names in it.
-func evaluated(node ast.Node) truth {
-	v := &names{}
-	ast.Walk(&node, v)
-	if v.found {
-		return depends
-	}
-	got, err := expr.Eval(node.String(), nil)
-	if b, ok := got.(bool); ok && err == nil {
-		return known(b)
-	}
-	return depends
-}
-
-// known is the truth of a constant.
-func known(b bool) truth {
-	if b {
-		return surely
-	}
-	return never
-}
-
-// names looks for anything that depends on a request.
-type names struct{ found bool }
-
-// Visit implements ast.Visitor.
-func (v *names) Visit(node *ast.Node) {
-	switch (*node).(type) {
-	case *ast.IdentifierNode:
-		v.found = true
 	}
 }

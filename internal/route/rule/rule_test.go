@@ -3,6 +3,7 @@ package rule_test
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -147,6 +148,110 @@ func TestMistakes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRulesThatNeverDecide are refused, each with a word on why.
+func TestRulesThatNeverDecide(t *testing.T) {
+	for when, want := range map[string]string{
+		`geo.country == "Germany"`:       `geo.country is never "Germany"; it is two capital letters, as DE`,
+		`geo["country"] in ["DE", "fr"]`: `geo.country is never "fr"`,
+		`geo.continent != "Europe"`:      `geo.continent is never "Europe"; it is one of AF, `,
+		`path == "/v1/chat"`:             `path is never "/v1/chat"; it is one of /v1/chat/completions, `,
+		`"premium" == class`:             `class is never "premium"`,
+		`ip == "10.0.0.0/8"`:             `ip is never "10.0.0.0/8"; it is one address`,
+		`ip == "2001:DB8::1"`:            `ip is never "2001:DB8::1"`,
+		`hour == 24`:                     `hour is never 24; it is 0 to 23`,
+		`minute in [0, 60]`:              `minute is never 60; it is 0 to 59`,
+		`images == -1`:                   `images is never -1; it is 0 or more`,
+		`model == nil`:                   `nothing is nil`,
+		`header("host") == "a"`:          `the host that a client names is not known`,
+		`hour >= 22 and hour < 6`:        `is never true`,
+		`hour > 5 and 6 > hour`:          `is never true`,
+		`hour > 23`:                      `is never true`,
+		`images < 0`:                     `is never true`,
+		`prompt_tokens > 5000 and stream and prompt_tokens < 10`: `is never true`,
+		`past.requests > 5 and past.requests < 5`:                `is never true`,
+		`stream && not stream`:                                   `is never true`,
+		`model != "a" and !stream and model == "a"`:              `is never true`,
+		`class == "vip" and stream and class == "batch"`:         `is never true`,
+		`class == "vip" and (stream and class == "batch")`:       `is never true`,
+		`model in ["a", "b"] and model in ["c"]`:                 `is never true`,
+		`model in []`:                                            `is never true`,
+		`images > 1 ? false : hour > 23`:                         `is never true`,
+	} {
+		if c, err := rule.Compile(when); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: got %v, %v, want %s", when, c, err, want)
+		}
+	}
+	for first, again := range map[string]string{
+		`stream && images > 0`: `stream and images > 0`, `!stream`: `not stream`, `"batch" == class`: `class == "batch"`,
+		`stream || images > 0`: `stream or 0 < images`, `model != "a"`: `not (model == "a")`, `100 >= max_tokens`: `max_tokens <= 100`,
+	} {
+		_, err := rule.New([]rule.Rule{{Name: "a", When: first, Then: there("eu")}, {Name: "b", When: again, Then: there("us")}}, rule.Parts{})
+		if err == nil || !strings.Contains(err.Error(), "rules[1].when: never decides") {
+			t.Errorf("%s behind %s: got %v", again, first, err)
+		}
+	}
+}
+
+// TestRulesThatCanDecide look like some that never do.
+func TestRulesThatCanDecide(t *testing.T) {
+	for _, when := range []string{
+		`hour >= 22 or hour < 6`, `1 < hour < 5`, `hour > 4 and hour < 6`, `past.requests > 5 and past.requests < 6`, `geo.country == "" or geo.continent == ""`,
+		`ip == "" or ip == "2001:db8::1"`, `class == "vip" or class == "batch"`, `not (stream and images > 0) and stream`, `model in ["a", "b"] and model in ["b", "c"]`,
+		`model == "a" and user == "b"`, `model in ["a", user] and model == "c"`, `stream ? images > 0 : hour > 5`, `header("X-Host") == "a"`, `minute in [0, 59] and minute > 5`,
+	} {
+		if c, err := rule.Compile(when); err != nil || c == nil {
+			t.Errorf("%s: got %v, %v", when, c, err)
+		}
+	}
+}
+
+// TestWhatIsKnownWithoutARequest agrees with what requests find: an expression that is
+// refused is true of none, and one that is taken for always true is true of all.
+func TestWhatIsKnownWithoutARequest(t *testing.T) {
+	parts := []string{`stream`, `images > 1`, `images <= 1`, `1 == images`, `images != 2`, `images in [0, 2]`, `hour < 6`, `22 <= hour`, `hour > 23`, `class == "vip"`, `class in ["vip", "batch"]`, `class != "batch"`, `true`}
+	dice := rand.New(rand.NewPCG(1, 2))
+	var random func(depth int) string
+	random = func(depth int) string {
+		if depth == 0 {
+			return parts[dice.IntN(len(parts))]
+		}
+		a, b := random(depth-1), random(depth-1)
+		return []string{"not (" + a + ")", "(" + a + ") and (" + b + ")", "(" + a + ") && " + b, "(" + a + ") or (" + b + ")", "stream ? (" + a + ") : (" + b + ")"}[dice.IntN(5)]
+	}
+	var requests []*inference.Request
+	for i := range 24 {
+		requests = append(requests, &inference.Request{Class: []inference.Class{inference.VIP, inference.Normal, inference.Batch}[i%3], Body: []byte("{}"), Fields: inference.Fields{Stream: i%2 == 0, Images: i / 6}})
+	}
+	s := set(t, rule.Parts{})
+	known := 0
+	for range 2000 {
+		when := random(dice.IntN(4))
+		c, err := rule.Compile(when)
+		if c != nil {
+			continue
+		}
+		known++
+		more, want := ` or user == "none"`, false // lets it compile, and changes nothing
+		if err == nil {
+			more, want = ` and user == ""`, true
+		}
+		asked, err := rule.Compile("(" + when + ")" + more)
+		if err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		for _, hour := range []int{0, 5, 6, 22, 23} {
+			for _, req := range requests {
+				if got := s.Match(asked, friday.Add(time.Duration(hour-15)*time.Hour), req); got != want {
+					t.Fatalf("%s is taken for always %t, and is %t at %d of %+v", when, want, got, hour, req)
+				}
+			}
+		}
+	}
+	if known < 100 {
+		t.Errorf("something is known of %d expressions alone", known)
 	}
 }
 
@@ -382,7 +487,7 @@ func twenty(t testing.TB) *rule.Set {
 	for i := range 20 {
 		when := []string{
 			fmt.Sprintf(`model == "m%d" and prompt_tokens > 4000`, i),
-			fmt.Sprintf(`geo.country in ["US", "CA", "X%d"] and stream`, i),
+			fmt.Sprintf(`geo.country in ["US", "CA", "X%c"] and stream`, 'A'+i),
 			fmt.Sprintf(`tenant == "t%d" or past.error_share > 0.5`, i),
 			fmt.Sprintf(`header("X-Team") == "t%d" and hour >= 9 and hour < 17`, i),
 			fmt.Sprintf(`images > %d and (class == "batch" or max_tokens > 8000)`, i),
