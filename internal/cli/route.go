@@ -16,6 +16,7 @@ import (
 	"github.com/spillway/spillway/internal/admin"
 	"github.com/spillway/spillway/internal/app"
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/usage"
 )
 
 // newRoute is the command `route`.
@@ -126,7 +127,10 @@ func (o *operator) explain(ctx context.Context, config string, q admin.RouteQues
 		if err != nil {
 			return nil, mistakes(o.env, err)
 		}
-		file.Telemetry.Log.Level = "error"
+		if err := file.Route.Geo.Readable(); err != nil { // what the gateway would log
+			fmt.Fprintln(o.env.Stderr, "spillway: warning: places are not known: route.geo:", strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+		file.Telemetry.Log.Level, file.Usage.AccessLog = "error", usage.Off // a running gateway's file has another owner
 		a, err := app.New(file, app.Options{Version: version, Stdout: io.Discard, Stderr: o.env.Stderr})
 		if err != nil {
 			return nil, err

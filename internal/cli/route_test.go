@@ -140,7 +140,8 @@ func TestRouteExplain(t *testing.T) {
 // says nothing of the credentials of the question.
 func TestRouteExplainLeavesNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	path := file(t, strings.ReplaceAll(routed, "%DIR%", dir)+"identity: {sql: true}\n")
+	logs := t.TempDir()
+	path := file(t, strings.ReplaceAll(routed, "%DIR%", dir)+"identity: {sql: true}\nusage: {access_log: "+logs+"/access.log}\n")
 	request := file(t, `{"model":"m","messages":[]}`)
 	code, out, errs := run(t, "route", "explain", "-f", request, "-c", path, "--header", "Authorization: Bearer sk-of-somebody", "--header", "x-api-key: sk-of-somebody")
 	if code != 0 || strings.Contains(out+errs, "sk-of-somebody") {
@@ -153,8 +154,20 @@ func TestRouteExplainLeavesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	if len(left) > 0 {
-		t.Errorf("it leaves %v", left)
+	if made, err := os.ReadDir(logs); err != nil || len(left)+len(made) > 0 {
+		t.Errorf("it leaves %v, %v", left, made)
+	}
+}
+
+// TestRouteExplainWithoutPlaces says why no client has one.
+func TestRouteExplainWithoutPlaces(t *testing.T) {
+	broken := file(t, "no database")
+	path := file(t, strings.ReplaceAll(strings.Replace(routed, "route:\n", "route:\n  geo: {city_file: /none/city.mmdb, asn_file: "+broken+"}\n", 1), "%DIR%", t.TempDir()))
+	code, out, errs := run(t, "route", "explain", "-f", file(t, `{"model":"m","messages":[]}`), "-c", path, "--ip", "81.2.69.160")
+	for _, want := range []string{"places are not known", "city_file: open /none/city.mmdb", "asn_file: "} {
+		if code != 0 || !strings.Contains(errs, want) {
+			t.Errorf("got %d %s %q, want %q", code, out, errs, want)
+		}
 	}
 }
 

@@ -209,6 +209,20 @@ func open(file string, at stamp) (*database, error) {
 	return &database{file: file, stamp: at, reader: reader}, nil
 }
 
+// Readable says which of the databases cannot be read, and leave places unknown.
+func (c Config) Readable() error {
+	var errs []error
+	for _, one := range []struct{ key, file string }{{"city_file", c.CityFile}, {"asn_file", c.ASNFile}} {
+		if one.file == "" {
+			continue
+		}
+		if _, err := open(one.file, stamp{}); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", one.key, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Locate implements route.Locator.
 func (d *Databases) Locate(ip netip.Addr) route.Place {
 	ip = ip.Unmap().WithZone("")
