@@ -3,6 +3,7 @@ package route
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -86,8 +87,13 @@ func (a *Action) Validate() error {
 	default:
 		bad("class: want normal or batch, got %q", a.Class)
 	}
-	for name, value := range a.Headers {
-		canonical := textproto.CanonicalMIMEHeaderKey(name)
+	fields := make(map[string]string) // by the name that counts
+	for _, name := range slices.Sorted(maps.Keys(a.Headers)) {
+		canonical, value := textproto.CanonicalMIMEHeaderKey(name), a.Headers[name]
+		if other, ok := fields[canonical]; ok {
+			bad("headers.%s: this is the field %s again", name, other)
+		}
+		fields[canonical] = name
 		switch {
 		case slices.Contains(forbidden, canonical):
 			bad("headers.%s: this field cannot be changed", name)

@@ -129,6 +129,7 @@ func TestMistakes(t *testing.T) {
 		"nothing to do":     {[]rule.Rule{{Name: "a", When: `stream`}}, []string{"rules[0].then: does nothing"}},
 		"a class raised":    {[]rule.Rule{{Name: "a", Then: route.Action{Class: "vip"}}}, []string{`rules[0].then.class: want normal or batch, got "vip"`}},
 		"a field":           {[]rule.Rule{{Name: "a", Then: route.Action{Headers: map[string]string{"authorization": "x", "a b": "x", "X-Ok": "x\n"}}}}, []string{"headers.authorization: this field cannot be changed", "headers.a b: not a name", "headers.X-Ok: the value has control characters"}},
+		"a field twice":     {[]rule.Rule{{Name: "a", Then: route.Action{Headers: map[string]string{"x-tier": "one", "X-Tier": "two"}}}}, []string{"rules[0].then.headers.x-tier: this is the field X-Tier again"}},
 		"shadowed":          {[]rule.Rule{{Name: "a", When: `model == "x"`, Then: ok}, {Name: "b", When: ` model=="x" `, Then: there("us")}}, []string{`rules[1].when: never decides: rule "a" (rules[0]) is true for every request that this one is for`}},
 		"behind all":        {[]rule.Rule{{Name: "a", Then: ok}, {Name: "b", When: `stream`, Then: there("us")}}, []string{`rules[1].when: never decides: rule "a" (rules[0])`}},
 		"behind the truth":  {[]rule.Rule{{Name: "a", When: `1 < 2 or stream`, Then: ok}, {Name: "b", When: `stream`, Then: there("us")}}, []string{`rules[1].when: never decides`}},
