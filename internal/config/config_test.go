@@ -415,6 +415,49 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestModelsOfStrictActions: a strict action whose pools do not serve its model would
+// refuse every request.
+func TestModelsOfStrictActions(t *testing.T) {
+	const pools = `
+fleet:
+  regions:
+    - name: eu
+      pools:
+        - {name: gpu, models: [m, large], instances: ["http://a"]}
+        - {name: cpu, models: [m, small], instances: ["http://b"]}
+    - name: us
+      pools:
+        - {name: gpu, models: [small], instances: ["http://c"]}
+`
+	learned := strings.Replace(pools, "name: cpu, models: [m, small]", "name: cpu", 1)
+	for name, c := range map[string]struct {
+		text, then string
+		fine       bool
+	}{
+		"another pool's":     {pools, "{pools: {cpu: 1}, strict: true, model: large}", false},
+		"another region's":   {pools, "{region: us, strict: true, model: large}", false},
+		"in another region":  {pools, "{region: us, pools: {gpu: 1}, strict: true, model: large}", false},
+		"a preference":       {pools, "{pools: {cpu: 1}, model: large}", true},
+		"the pool's":         {pools, "{pools: {cpu: 1, us/gpu: 1}, strict: true, model: small}", true},
+		"one pool's":         {pools, "{pools: {cpu: 1, eu/gpu: 1}, strict: true, model: large}", true},
+		"the region's":       {pools, "{region: eu, strict: true, model: large}", true},
+		"one that stands in": {pools + "route: {fallbacks: {large: [small]}, rules: [", "{pools: {cpu: 1}, strict: true, model: large}", true},
+		"learned":            {learned, "{pools: {cpu: 1}, strict: true, model: large}", true},
+		"learned elsewhere":  {learned, "{region: us, strict: true, model: large}", false},
+	} {
+		text := c.text
+		if !strings.Contains(text, "route:") {
+			text += "route: {rules: ["
+		}
+		text += "{name: r, then: " + c.then + "}]}\n"
+		if c.fine {
+			parse(t, text)
+		} else if got := mistakes(t, text); len(got) != 1 || !strings.Contains(got[0].String(), `no pool serves model "large" where this strict action lets it run`) {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+}
+
 func TestReferencesBetweenSections(t *testing.T) {
 	modelled := strings.Replace(fleet, "- name: gpu", "- name: gpu\n          models: [m]", 1)
 	for name, c := range map[string]struct{ text, want string }{

@@ -79,9 +79,32 @@ func (r *Route) unknown(regions []Region, models map[string]bool) error {
 		}
 		if a.Model != "" && models != nil && !models[a.Model] && len(r.Fallbacks[a.Model]) == 0 {
 			bad("%s.model: no pool serves model %q", path, a.Model)
+		} else if a.Model != "" && a.Strict && !r.runs(regions, a) {
+			bad("%s.model: no pool serves model %q where this strict action lets it run", path, a.Model)
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// runs says whether some pool of a strict action serves its model, or one that stands in
+// for it; a pool that learns its models may. Pools that there are not are another mistake.
+func (r *Route) runs(regions []Region, a *route.Action) bool {
+	models := append([]string{a.Model}, r.Fallbacks[a.Model]...)
+	serves := func(p Pool) bool {
+		return p.Models == nil || slices.ContainsFunc(models, func(m string) bool {
+			_, ok := p.Models[m]
+			return ok
+		})
+	}
+	if len(a.Pools) == 0 {
+		return anyPool(regions, a.Region, "", serves)
+	}
+	for name := range a.Pools {
+		if !hasPool(regions, a.Region, name) || anyPool(regions, a.Region, name, serves) {
+			return true
+		}
+	}
+	return false
 }
 
 // unknownRoutes lists the rules that limits name and that there are not.
@@ -97,16 +120,21 @@ func (f *File) unknownRoutes() error {
 	return errors.Join(errs...)
 }
 
-// hasPool says whether a name, `pool` or `region/pool`, is that of a pool, in a region
-// where one is given.
+// hasPool says whether a name is that of a pool, in a region where one is given.
 func hasPool(regions []Region, in, name string) bool {
+	return anyPool(regions, in, name, func(Pool) bool { return true })
+}
+
+// anyPool says whether a pool with a name, `pool` or `region/pool`, is what is wanted, in
+// a region where one is given. An empty name is that of every pool.
+func anyPool(regions []Region, in, name string, wanted func(Pool) bool) bool {
 	region, pool, whole := strings.Cut(name, "/")
 	if !whole {
 		region, pool = "", name
 	}
 	return slices.ContainsFunc(regions, func(r Region) bool {
 		return (region == "" || r.Name == region) && (in == "" || r.Name == in) &&
-			slices.ContainsFunc(r.Pools, func(p Pool) bool { return p.Name == pool })
+			slices.ContainsFunc(r.Pools, func(p Pool) bool { return (pool == "" || p.Name == pool) && wanted(p) })
 	})
 }
 
