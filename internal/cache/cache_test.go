@@ -684,6 +684,25 @@ func TestOperatorsSeeAndForget(t *testing.T) {
 	})
 }
 
+// TestAPurgeWaitsForWhatIsBeingWritten, so that it does not come back behind it.
+func TestAPurgeWaitsForWhatIsBeingWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(nil)
+		b.run(t)
+		b.far.takes = b.cfg.Fill.Timeout / 2
+		b.keep(t, question(1), "yes")
+		synctest.Wait() // it is half-way into the level
+		removed, err := b.Purge(t.Context(), cache.Filter{Scope: cache.TenantScope("t")})
+		if diff := cmp.Diff(map[string]int{"memory": 1, "near": 1, "far": 1}, removed); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+		time.Sleep(time.Minute)
+		if e := b.far.only(); e != nil {
+			t.Error("what was purged has been written afterwards")
+		}
+	})
+}
+
 func TestFreshAsksEveryLevel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(nil)

@@ -20,6 +20,7 @@ type fillQueue struct {
 // fillLine is the line of one level.
 type fillLine struct {
 	entries chan *Entry
+	idle    chan struct{} // gives a value whenever nothing is being written
 }
 
 // init makes the lines.
@@ -28,6 +29,7 @@ func (q *fillQueue) init(cfg FillConfig, levels int) {
 	q.lines = make([]fillLine, levels)
 	for i := range q.lines {
 		q.lines[i].entries = make(chan *Entry, cfg.Queue)
+		q.lines[i].idle = make(chan struct{})
 	}
 }
 
@@ -70,6 +72,8 @@ func (c *Cache) fill(ctx context.Context, level int) {
 		select {
 		case e := <-line.entries:
 			batch = append(batch[:0], e)
+		case line.idle <- struct{}{}:
+			continue
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.set.Load().Fill.Timeout)
 			defer cancel()
@@ -101,6 +105,18 @@ func (q *fillQueue) forget(f Filter) {
 				q.bytes.Add(-int64(e.Size()))
 			default:
 			}
+		}
+	}
+}
+
+// settle waits until what is being written at this moment is written, which takes no
+// longer than one batch may, or until ctx ends.
+func (q *fillQueue) settle(ctx context.Context) {
+	for i := range q.lines {
+		select {
+		case <-q.lines[i].idle:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

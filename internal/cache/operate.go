@@ -80,6 +80,9 @@ func (c *Cache) Purge(ctx context.Context, f Filter) (map[string]int, error) {
 		errs = append(errs, err)
 	}
 	c.fills.forget(f)
+	writing, cancel := context.WithTimeout(ctx, c.set.Load().Fill.Timeout)
+	defer cancel()
+	c.fills.settle(writing)
 	for i := len(c.slower) - 1; i >= 0; i-- { // from below, so that nothing is promoted again
 		purge(c.slower[i].name, c.slower[i].Level)
 	}
