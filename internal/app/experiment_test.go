@@ -126,6 +126,53 @@ func TestACanaryWithFaultsRollsItselfBack(t *testing.T) {
 	}
 }
 
+// TestASlowCanaryWithoutStreamsRollsItselfBack: its clients want one piece, and its
+// servers are asked for streams all the same.
+func TestASlowCanaryWithoutStreamsRollsItselfBack(t *testing.T) {
+	answers := func(wait time.Duration, streams bool) *testkit.Instance {
+		return testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+			x.Gone(wait)
+			_ = x.SetReadDeadline(time.Time{}) // there may be another request
+			if !streams {
+				x.JSON(200, testkit.Answer)
+				return true
+			}
+			x.Stream()
+			x.Role()
+			x.Delta("hello")
+			x.Finish()
+			return true
+		})
+	}
+	guarded := canary(", guard: {error_rate: 0, ttft: 1}")
+	for name, cache := range map[string]string{"alone": "cache: {enabled: false}", "shared": memoryOnly} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, text(lenient("gpu", false, answers(0, true))+lenient("new", true, answers(40*time.Millisecond, true)), cache, guarded, "store: {directory: "+t.TempDir()+"}"))
+			n := 0
+			testkit.Eventually(t, "the canary is rolled back", func() bool {
+				n++
+				body := strings.Replace(chat, `"hi"`, fmt.Sprintf(`"hi %d"`, n), 1)
+				if res, got := r.post(strings.Replace(body, `"m"`, `"m","temperature":0`, 1)); res.StatusCode != 200 {
+					t.Fatalf("got %d %s", res.StatusCode, got)
+				}
+				return r.number(`spillway_route_experiment_state{experiment="new-servers",state="rolled_back"}`) == 1
+			})
+			if e := r.experiment("new-servers"); !strings.HasPrefix(e.Reason, `ttft: typically`) || e.Idle != nil {
+				t.Errorf("got %+v", e)
+			}
+		})
+	}
+	r := newRig(t, text(lenient("gpu", false, answers(0, false))+lenient("new", true, answers(0, false)), "cache: {enabled: false}", guarded, "store: {directory: "+t.TempDir()+"}"))
+	for range 100 {
+		if status, got := r.chat(); status != 200 {
+			t.Fatalf("got %d %s", status, got)
+		}
+	}
+	if e := r.experiment("new-servers"); len(e.Idle) != 2 || e.State.State != experiment.Running {
+		t.Errorf("servers that do not stream: got %+v", e)
+	}
+}
+
 // TestArms keep their keys and their answers: through hits, retries, twins, and
 // answers that are renewed.
 func TestArms(t *testing.T) {

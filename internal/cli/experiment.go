@@ -174,6 +174,9 @@ func writeExperiment(b *strings.Builder, s *experiment.Status) {
 	if s.Reason != "" {
 		fmt.Fprintf(b, "  because %s\n", s.Reason)
 	}
+	for _, words := range s.Idle {
+		fmt.Fprintf(b, "  %s\n", words)
+	}
 	fmt.Fprintf(b, "  assigned by %s, %s of the traffic now, begun %s\n", s.Assigned, percent(s.Share), s.Started.UTC().Format(time.RFC3339))
 	fmt.Fprintf(b, "  %-12s %6s %10s %8s %8s %8s %10s %10s\n", "arm", "share", "requests", "failures", "faults", "no part", "ttft p50", "ttft p95")
 	for i := range s.Arms {

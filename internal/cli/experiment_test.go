@@ -107,6 +107,15 @@ func TestExperimentOrdersAreCarriedOut(t *testing.T) {
 	if all[0].State.State != experiment.Stopped || all[1].State.State != experiment.Running {
 		t.Errorf("got %+v and %+v", all[0].State, all[1].State)
 	}
+	for range 20 { // answers in one piece
+		set.Observe(&inference.Record{
+			Request: &inference.Request{Received: time.Now().Add(time.Second)}, Arm: inference.Arm{Experiment: "failing", Arm: "canary"},
+			Attempts: make([]inference.Attempt, 1), Complete: true,
+		})
+	}
+	if _, out, _ := run(t, "experiment", "status", "failing", "--admin", url); !strings.Contains(out, "\n  ttft: no samples of arm \"canary\" in 20 answers; its guard is idle\n") {
+		t.Errorf("got\n%s", out)
+	}
 	_, out, _ := run(t, "experiment", "status", "--json", "--admin", url)
 	var list admin.ExperimentList
 	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list.Experiments) != 2 {

@@ -90,6 +90,15 @@ func (l *Lease) Stream() bool { return l.stream }
 // Answered says whether the first token, or a whole answer, has come.
 func (l *Lease) Answered() bool { return l.answered }
 
+// First is when the first token of a stream came, also of one that the client gets in
+// one piece; the zero time before, and where nothing is streamed.
+func (l *Lease) First() time.Time {
+	if !l.streaming {
+		return time.Time{}
+	}
+	return time.Unix(0, l.first)
+}
+
 // Sent says that the request was sent and waits for its first byte.
 func (l *Lease) Sent(now time.Time) {
 	l.sent = true

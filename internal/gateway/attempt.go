@@ -256,6 +256,10 @@ func (a *attempt) advance(until time.Time, f *flight) error {
 		return err
 	}
 	now := time.Now()
+	if first := a.lease.First(); !first.IsZero() { // of the stream that the answer is put together from
+		a.ttft = first.Sub(a.start)
+		return nil
+	}
 	a.ttft = now.Sub(a.start)
 	a.lease.FirstToken(now, a.ttft, false)
 	return nil

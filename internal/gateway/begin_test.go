@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/spillway/spillway/internal/inference"
 	"github.com/spillway/spillway/internal/testkit"
@@ -43,5 +44,36 @@ func TestAnAnswerBeginsBeforeItsReaderHasIt(t *testing.T) {
 	r := newRig(t, nil)
 	if r.serve(context.Background(), plain, nil).code(t, inference.CodeNoCapacity); r.begun != 0 {
 		t.Error("a refusal begins as an answer")
+	}
+}
+
+// TestTheFirstTokenOfAnAnswerInOnePiece is that of the stream that it is put together
+// from, and where it is none, there is no saying when it came.
+func TestTheFirstTokenOfAnAnswerInOnePiece(t *testing.T) {
+	for name, cached := range map[string]bool{"alone": false, "shared": true} {
+		t.Run(name, func(t *testing.T) {
+			var r *rig
+			var seen time.Time
+			r = newRig(t, nil, testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+				x.Stream()
+				x.Role()
+				x.Delta("hello")
+				testkit.Eventually(t, "the first token is seen", func() bool { return r.fleet.Snapshot().Regions[0].Pools[0].Instances[0].Live.TTFT() > 0 })
+				seen = time.Now()
+				x.Finish()
+				return true
+			}))
+			if cached {
+				newShelf(r)
+			}
+			r.serve(context.Background(), rebuilt, nil).code(t, "")
+			rec := r.last()
+			if first := rec.Attempts[0].Start + rec.Attempts[0].TTFT; first <= 0 || rec.Request.Received.Add(first).After(seen) {
+				t.Errorf("the first token came %v after the request, %v after it was seen", first, rec.Request.Received.Add(first).Sub(seen))
+			}
+			if rec.Tokens == 0 || rec.TTFT != 0 {
+				t.Errorf("got %+v", rec)
+			}
+		})
 	}
 }

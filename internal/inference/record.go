@@ -13,7 +13,7 @@ type Attempt struct {
 	Reason   string        // short cause when the verdict is not ok
 	Start    time.Duration // from the request's Received to the attempt's start
 	Connect  time.Duration // until a connection was ready and the request written
-	TTFT     time.Duration // from the attempt's start to the first delta; 0 when none came
+	TTFT     time.Duration // from the attempt's start to the first delta, or to an answer that was not streamed; 0 when none came
 	Duration time.Duration // from the attempt's start to its end
 	Hedge    bool          // asked in parallel, because another attempt was late
 	Panic    bool          // nothing was open: passive health had taken the instance out
@@ -31,7 +31,7 @@ type Record struct {
 	Tokens   int64 // deltas counted in passing; 0 for answers in one piece that no stream was asked for
 	Bytes    int64 // sent to the client
 
-	TTFT     time.Duration // from Received to the first delta sent; 0 when none was
+	TTFT     time.Duration // from Received to the first delta sent; 0 when none was: of answers in one piece, see FirstToken
 	Duration time.Duration // from Received to the last byte
 	Queued   time.Duration // part of Duration spent waiting for a slot
 	Upstream time.Duration // part of Duration spent waiting for upstreams
@@ -89,6 +89,20 @@ func (r *Record) Spent() (u Usage, estimated bool) {
 // there: of what was generated, or of what was passed on.
 func (r *Record) leftLate() bool {
 	return r.Code == CodeCanceled && (r.Tokens > 0 || !r.Request.Stream && r.Bytes > 0)
+}
+
+// FirstToken is how long the first token took, from Received: until it was sent to the
+// client, or, where the client wants one piece of what its server streams, until the
+// server gave it. It is 0 where nobody saw it: of an answer that came in one piece.
+func (r *Record) FirstToken() time.Duration {
+	if r.TTFT > 0 || r.Tokens == 0 || !r.Complete || r.Request.Stream {
+		return r.TTFT
+	}
+	last := r.Last()
+	if last == nil || last.TTFT == 0 {
+		return 0
+	}
+	return last.Start + last.TTFT
 }
 
 // Last returns the attempt that gave the answer, or the last one that did not.

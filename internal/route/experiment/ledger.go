@@ -62,8 +62,8 @@ func sampleOf(rec *inference.Record) sample {
 	default:
 		return s
 	}
-	if rec.TTFT > 0 {
-		s.time(ttft, rec.TTFT)
+	if first := rec.FirstToken(); first > 0 {
+		s.time(ttft, first)
 	}
 	if s.result == failed {
 		return s // a stream that broke off is not one of few tokens

@@ -38,14 +38,16 @@ func TestWhatCounts(t *testing.T) {
 		change func(*inference.Record)
 		want   counts
 	}{
-		"an answer":        {func(*inference.Record) {}, counts{requests: 1, ttft: 1, tokens: 1}},
-		"a stream":         {func(r *inference.Record) { r.Gaps.Observe(time.Millisecond) }, counts{requests: 1, ttft: 1, tokens: 1, itl: 1}},
-		"no first token":   {func(r *inference.Record) { r.TTFT = 0 }, counts{requests: 1, tokens: 1}},
-		"a broken off one": {func(r *inference.Record) { r.Complete = false }, counts{requests: 1, failures: 1, faults: 1, ttft: 1}},
-		"an error":         {func(r *inference.Record) { r.Code, r.TTFT, r.Complete = inference.CodeUpstreamError, 0, false }, counts{requests: 1, failures: 1, faults: 1}},
-		"overloaded":       {func(r *inference.Record) { r.Code, r.TTFT, r.Attempts = inference.CodeOverloaded, 0, nil }, counts{requests: 1, failures: 1, faults: 1}},
-		"saved by a retry": {func(r *inference.Record) { r.Attempts = broken }, counts{requests: 1, faults: 1, ttft: 1, tokens: 1}},
-		"canceled":         {func(r *inference.Record) { r.Code = inference.CodeCanceled }, counts{canceled: 1}},
+		"an answer":                 {func(*inference.Record) {}, counts{requests: 1, ttft: 1, tokens: 1}},
+		"a stream":                  {func(r *inference.Record) { r.Gaps.Observe(time.Millisecond) }, counts{requests: 1, ttft: 1, tokens: 1, itl: 1}},
+		"in one piece":              {func(r *inference.Record) { r.TTFT, r.Attempts[0].TTFT = 0, time.Second }, counts{requests: 1, tokens: 1}},
+		"in one piece, of a stream": {func(r *inference.Record) { r.TTFT, r.Tokens, r.Attempts[0].TTFT = 0, 20, time.Second }, counts{requests: 1, ttft: 1, tokens: 1}},
+		"no first token":            {func(r *inference.Record) { r.TTFT = 0 }, counts{requests: 1, tokens: 1}},
+		"a broken off one":          {func(r *inference.Record) { r.Complete = false }, counts{requests: 1, failures: 1, faults: 1, ttft: 1}},
+		"an error":                  {func(r *inference.Record) { r.Code, r.TTFT, r.Complete = inference.CodeUpstreamError, 0, false }, counts{requests: 1, failures: 1, faults: 1}},
+		"overloaded":                {func(r *inference.Record) { r.Code, r.TTFT, r.Attempts = inference.CodeOverloaded, 0, nil }, counts{requests: 1, failures: 1, faults: 1}},
+		"saved by a retry":          {func(r *inference.Record) { r.Attempts = broken }, counts{requests: 1, faults: 1, ttft: 1, tokens: 1}},
+		"canceled":                  {func(r *inference.Record) { r.Code = inference.CodeCanceled }, counts{canceled: 1}},
 		"a copy without room": {func(r *inference.Record) {
 			r.Code, r.TTFT, r.Attempts, r.Shadow = inference.CodeOverloaded, 0, nil, true
 		}, counts{excluded: 1}},
@@ -147,6 +149,37 @@ func TestStatusKnowsTheNumbers(t *testing.T) {
 	}
 	if arm.Metrics[2].Tested || arm.Metrics[2].Versus != nil {
 		t.Errorf("itl is not tested: got %+v", arm.Metrics[2])
+	}
+}
+
+// TestStatusSaysWhichGuardIsIdle, because nobody saw a first token.
+func TestStatusSaysWhichGuardIsIdle(t *testing.T) {
+	for name, c := range map[string]struct {
+		guard float64
+		n     int // answers of each arm
+		ttft  time.Duration
+		want  int
+	}{
+		"no first tokens": {0.2, 20, 0, 2},
+		"too few":         {0.2, 19, 0, 0},
+		"first tokens":    {0.2, 20, time.Second, 0},
+		"no guard":        {0, 20, 0, 0},
+	} {
+		cfg := canary(50, 50)
+		cfg.Guard.TTFT = c.guard
+		s := created(t, cfg)
+		for i := range 2 * c.n {
+			r := record(fmt.Sprint(i))
+			r.TTFT, r.Arm.Arm = c.ttft, cfg.Arms[i%2].Name
+			s.Observe(r)
+		}
+		got := s.Status(began())[0].Idle
+		if len(got) != c.want || c.want > 0 && got[1] != `ttft: no samples of arm "canary" in 20 answers; its guard is idle` {
+			t.Errorf("%s: got %q", name, got)
+		}
+		if err := s.Stop(began(), "canary", ""); err != nil || s.Status(began())[0].Idle != nil {
+			t.Errorf("%s: stopped, but %q, %v", name, s.Status(began())[0].Idle, err)
+		}
 	}
 }
 

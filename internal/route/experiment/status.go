@@ -1,6 +1,7 @@
 package experiment
 
 import (
+	"fmt"
 	"math"
 	"time"
 )
@@ -14,6 +15,7 @@ type Status struct {
 	Control  string      `json:"control,omitempty"` // the arm that others are compared to
 	Alpha    float64     `json:"alpha"`             // over all verdicts together
 	Each     float64     `json:"alpha_each"`        // what each verdict may spend of it
+	Idle     []string    `json:"idle,omitempty"`    // guards that have nothing to judge by, in words
 	Arms     []ArmStatus `json:"arms"`
 }
 
@@ -75,7 +77,24 @@ func (t *trial) status(now time.Time) Status {
 	for i, arm := range t.ledger.mu.arms {
 		s.Arms = append(s.Arms, t.armStatus(i, arm))
 	}
+	if s.State.State == Running {
+		s.Idle = t.idle()
+	}
 	return s
+}
+
+// idle words which guards cannot see what they look for: answers in one piece have no
+// first token, unless their servers stream them. The caller holds the ledger.
+func (t *trial) idle() (words []string) {
+	if t.control < 0 || t.cfg.Guard.TTFT <= 0 {
+		return nil
+	}
+	for i, arm := range t.ledger.mu.arms {
+		if n := arm.results[answered]; n >= uint64(t.cfg.Guard.MinRequests) && arm.series[ttft].n == 0 {
+			words = append(words, fmt.Sprintf("ttft: no samples of arm %q in %d answers; its guard is idle", t.names[i], n))
+		}
+	}
+	return words
 }
 
 // armStatus tells how an arm stands. The caller holds the ledger.
