@@ -17,7 +17,7 @@ import (
 
 // patient is a gateway's configuration whose look-ups are never late, with levels.
 func patient(o *oracle, levels string, sections ...string) string {
-	return text(pool("gpu", o.Instance), append([]string{"cache: {lookup_timeout: 1s, " + levels + "}", "preload: {enabled: false}"}, sections...)...)
+	return text(pool("gpu", o.Instance), append([]string{"cache: {lookup_timeout: 1s, " + levels + "}", "preload: {enabled: false}", roomy}, sections...)...)
 }
 
 // reaches waits until a gateway's look-ups and fills reach slower levels: until it is
