@@ -127,7 +127,7 @@ func (c *Cache) Lookup(now time.Time, req *inference.Request, plan *fleet.Plan) 
 		scope: ScopeOf(req, p.shared), model: plan.Candidates[0].Model,
 	}
 	var err error
-	if h.key, err = KeyOf(req, h.scope, plan.Arm, h.model, set.Vary); err != nil {
+	if h.key, err = KeyOf(req, h.scope+p.group, plan.Arm, h.model, set.Vary); err != nil {
 		c.count.keyless.Add(1)
 		return nil
 	}

@@ -107,7 +107,7 @@ type Rule struct {
 	Tenants []string `yaml:"tenants"`
 	// `deterministic` (temperature 0, a seed, or embeddings), `all` or `off`.
 	Keep string `yaml:"keep"`
-	// Share answers between all tenants that this rule matches. Only for answers that hold nothing of anybody.
+	// Share answers between all tenants that this rule matches, and with nobody else. Only for answers that hold nothing of anybody.
 	Shared bool `yaml:"shared"`
 	// In place of `ttl` of the cache; 0 keeps that.
 	TTL time.Duration `yaml:"ttl"`
@@ -229,6 +229,7 @@ func (r *Rule) match(req *inference.Request) bool {
 type policy struct {
 	keep     string
 	shared   bool
+	group    string // of a shared one: who shares
 	ttl, max time.Duration
 }
 
@@ -238,6 +239,9 @@ func (c *Config) policy(req *inference.Request) policy {
 	for i := range c.Rules {
 		if r := &c.Rules[i]; r.match(req) {
 			p.keep, p.shared = r.Keep, r.Shared
+			if r.Shared {
+				p.group = group(r.Tenants)
+			}
 			if r.TTL > 0 {
 				p.ttl = r.TTL
 			}
@@ -249,6 +253,15 @@ func (c *Config) policy(req *inference.Request) policy {
 	}
 	p.max = max(p.max, p.ttl)
 	return p
+}
+
+// group names the tenants that share answers, whatever their order; "" is all. Two
+// rules that name the same tenants have one group.
+func group(tenants []string) string {
+	if len(tenants) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(":%q", slices.Compact(slices.Sorted(slices.Values(tenants))))
 }
 
 // keeps says whether a request's answer is kept.

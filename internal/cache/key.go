@@ -31,7 +31,7 @@ func ScopeOf(req *inference.Request, shared bool) string {
 // be passed on to the servers: the fields in which the known APIs take keys, and
 // cookies but Spillway's own. It is part of their keys.
 func credentials(req *inference.Request, scope string) (list []string) {
-	if scope == SharedScope || req.Key != "" {
+	if strings.HasPrefix(scope, SharedScope) || req.Key != "" {
 		return nil
 	}
 	for _, name := range [...]string{"Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key"} {
@@ -78,10 +78,11 @@ var canonical = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return 
 const keptBuffer = 512 << 10
 
 // version is hashed into every key: what changes the meaning of a key changes it.
-const version = "spillway answer 3"
+const version = "spillway answer 4"
 
-// KeyOf hashes everything that may change a request's answer: whose it is, with the
-// credentials of clients without a key, the surface, the arm of an experiment that it is
+// KeyOf hashes everything that may change a request's answer: whose it is (its scope,
+// and of a shared one the tenants that share), with the credentials of clients without
+// a key, the surface, the arm of an experiment that it is
 // part of, the model by the name that it is asked for upstream, the form, the URL's
 // query, the header fields that servers read, and the canonical body. vary lists
 // further fields, in canonical form. The error says why a body has no key.
