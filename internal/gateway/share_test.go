@@ -366,6 +366,68 @@ func TestHits(t *testing.T) {
 	}
 }
 
+// TestUsageForWhoeverAsksLater: the first client of a stream does not ask for usage, the
+// second does and is answered with what the first left behind, and so with the third,
+// who asks for none again.
+func TestUsageForWhoeverAsksLater(t *testing.T) {
+	chat, prompt := `"messages":[{"role":"user","content":"hi"}]`, `"prompt":"hi"`
+	for name, c := range map[string]struct {
+		surface inference.Surface
+		members string
+	}{
+		"plain":                 {inference.Chat, chat},
+		"log probabilities":     {inference.Chat, chat + `,"logprobs":true`},
+		"two choices":           {inference.Chat, chat + `,"n":2`},
+		"unknown":               {inference.Chat, chat + `,"vendor":1`},
+		"further options":       {inference.Chat, chat + `,"vendor":1,"stream_options":{"include_obfuscation":false}`},
+		"refused options":       {inference.Chat, chat + `,"vendor":1,"stream_options":{"include_usage":false}`},
+		"completions":           {inference.Completions, prompt},
+		"completions, best of":  {inference.Completions, prompt + `,"best_of":2`},
+		"completions, logprobs": {inference.Completions, prompt + `,"logprobs":1`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			one := testkit.NewInstance(t, func(x *testkit.Exchange) bool {
+				x.Stream()
+				x.Chunk(`data: {"choices":[{"index":0,"delta":{"content":"a"},"text":"a"}]}` + "\n\n")
+				x.Chunk(testkit.FinishEvent)
+				if strings.Contains(string(x.Body), `"include_usage":true`) {
+					x.Chunk(usageEvent)
+				}
+				x.Chunk(testkit.DoneEvent)
+				x.End()
+				return true
+			})
+			r := newRig(t, nil, one)
+			newShelf(r)
+			without := `{"model":"m","stream":true,` + c.members + `}`
+			with := strings.Replace(without, `"include_usage":false`, `"include_usage":true`, 1)
+			if with == without {
+				with = strings.Replace(without, `"stream_options":{`, `"stream_options":{"include_usage":true,`, 1)
+			}
+			if with == without {
+				with = `{"stream_options":{"include_usage":true},` + without[1:]
+			}
+			for i, body := range []string{without, with, without} {
+				req := r.request(`{"model":"m","messages":[]}`)
+				fields, err := wire.ScanRequest(c.surface, []byte(body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				req.Surface, req.Body, req.Fields = c.surface, []byte(body), fields
+				got := new(reader)
+				r.gateway.Serve(t.Context(), req, got)
+				got.code(t, "")
+				if has := strings.Contains(got.all(), usageEvent); has != (i == 1) || !strings.HasSuffix(got.all(), testkit.DoneEvent) {
+					t.Errorf("client %d: %s", i, got.all())
+				}
+			}
+			if n := one.Requests(); n != 1 {
+				t.Errorf("%d generations", n)
+			}
+		})
+	}
+}
+
 func TestOnlyIfCached(t *testing.T) {
 	one := testkit.NewInstance(t, good)
 	r := newRig(t, nil, one)

@@ -125,12 +125,12 @@ func (f *flight) depart(leader *flight) {
 }
 
 // sharedRequest is a copy of a request that outlives it. Where the answer in one
-// piece can be told from a stream, it asks for the stream, with its usage: that
-// serves every reader.
+// piece can be told from a stream, it asks for the stream; and of every stream for
+// its usage, which is passed on to the readers that want it. That serves them all.
 func sharedRequest(req *inference.Request) *inference.Request {
 	r := *req
 	r.Header = req.Header.Clone()
-	if req.Assemble && !(req.Stream && req.IncludeUsage) {
+	if (req.Assemble || req.Stream) && !(req.Stream && req.IncludeUsage) {
 		body := bytes.Join(wire.Rewrite(nil, req, wire.Edits{Stream: true, IncludeUsage: true}), nil)
 		if fields, err := wire.ScanRequest(req.Surface, body); err == nil {
 			fields.Model = req.Model // which may be another than the body's
