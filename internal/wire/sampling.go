@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"math"
 	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -18,7 +19,7 @@ func (s *scanner) readSampling(key []byte, v jsontext.Value) error {
 			s.fixed = s.fixed || err == nil && t == 0
 		}
 	case "seed":
-		s.fixed = s.fixed || v.Kind() == '0'
+		s.fixed = s.fixed || fixedSeed(v)
 	case "web_search_options", "previous_response_id", "conversation", "background", "container", "mcp_servers", "search_parameters", "enable_search":
 		s.live = s.live || v.Kind() != 'n' && v.Kind() != 'f'
 	case "tools":
@@ -27,6 +28,13 @@ func (s *scanner) readSampling(key []byte, v jsontext.Value) error {
 		}
 	}
 	return nil
+}
+
+// fixedSeed says whether a seed is one: to llama.cpp 2^32-1 means a random one, and
+// what is that once it is cut to 32 bits, such as -1, which vLLM takes for none.
+func fixedSeed(v jsontext.Value) bool {
+	n, err := strconv.ParseUint(string(v), 10, 64)
+	return err == nil && uint32(n) != math.MaxUint32
 }
 
 // readTools looks for tools that the server itself runs, whose results change:
