@@ -24,7 +24,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -376,10 +375,16 @@ func (c *Cache) Fresh(ctx context.Context, key [32]byte, now, until time.Time) b
 // the cache is left.
 func (c *Cache) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for i := range c.slower {
+	wg.Go(func() {
+		sweep(ctx, func(ctx context.Context, now time.Time) bool {
+			_, _ = c.parts.Memory.Sweep(ctx, now) // memory does not fail, and its sweep is short
+			return false
+		})
+	})
+	for i, g := range c.slower {
 		wg.Go(func() { c.fill(ctx, i) })
+		wg.Go(func() { sweep(ctx, g.clear) })
 	}
-	wg.Go(func() { c.sweep(ctx) })
 	wg.Wait()
 	c.under.Wait()
 	return nil
@@ -388,30 +393,17 @@ func (c *Cache) Run(ctx context.Context) error {
 // sweepEvery is how often the levels forget what nobody met.
 const sweepEvery = time.Minute
 
-// sweepTime bounds one sweep of one level.
-const sweepTime = 10 * time.Second
-
-// sweep clears the levels from time to time.
-func (c *Cache) sweep(ctx context.Context) {
+// sweep clears a level from time to time, and again at once where that had more to do
+// than its time allows.
+func sweep(ctx context.Context, clear func(ctx context.Context, now time.Time) (more bool)) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			_, _ = c.parts.Memory.Sweep(ctx, now)
-			for _, g := range c.slower {
-				if g.open.Load() != 0 {
-					continue
-				}
-				lctx, cancel := context.WithTimeout(ctx, sweepTime)
-				n, err := g.Sweep(lctx, now)
-				cancel()
-				g.count.swept.Add(uint64(max(n, 0)))
-				if err != nil && !errors.Is(err, context.Canceled) {
-					c.parts.Log.Warn("sweep", "component", "cache", "level", g.name, "err", err)
-				}
+		case <-tick.C:
+			for clear(ctx, time.Now()) && ctx.Err() == nil {
 			}
 		}
 	}

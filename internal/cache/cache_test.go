@@ -35,6 +35,7 @@ type shelf struct {
 	gets    int
 	puts    []int // sizes of batches
 	sweeps  int
+	late    int // sweeps that do something in all of their time, and leave something over
 }
 
 // newShelf is an empty level.
@@ -98,10 +99,16 @@ func (l *shelf) Purge(_ context.Context, f cache.Filter) (int, error) {
 	return before - len(l.entries), l.err
 }
 
-func (l *shelf) Sweep(_ context.Context, now time.Time) (int, error) {
+func (l *shelf) Sweep(ctx context.Context, now time.Time) (int, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.sweeps++
+	if l.late > 0 {
+		l.late--
+		l.mu.Unlock()
+		<-ctx.Done()
+		return 1, fmt.Errorf("sweep: %w", ctx.Err())
+	}
+	defer l.mu.Unlock()
 	before := len(l.entries)
 	maps.DeleteFunc(l.entries, func(_ cache.Key, e *cache.Entry) bool { return now.After(e.Stale) })
 	return before - len(l.entries), l.err
@@ -736,6 +743,27 @@ func TestLevelsAreSwept(t *testing.T) {
 		if n := metric(t, b, `spillway_cache_swept_total{level="far"}`); n != 1 {
 			t.Errorf("%v swept", n)
 		}
+	})
+}
+
+func TestALevelThatIsBehindIsSweptAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(nil)
+		stop := b.run(t)
+		b.near.late = 3
+		time.Sleep(61 * time.Second)
+		synctest.Wait()
+		if b.near.sweeps != 1 || b.memory.sweeps != 1 || b.far.sweeps != 1 {
+			t.Errorf("swept %d, %d and %d times: one that is busy holds the others up", b.memory.sweeps, b.near.sweeps, b.far.sweeps)
+		}
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if b.near.sweeps != 4 || b.memory.sweeps != 1 || b.far.sweeps != 1 {
+			t.Errorf("swept %d, %d and %d times", b.memory.sweeps, b.near.sweeps, b.far.sweeps)
+		}
+		b.near.late = 1
+		time.Sleep(31 * time.Second)
+		stop() // within a sweep
 	})
 }
 

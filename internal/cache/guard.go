@@ -96,6 +96,26 @@ func (g *guard) Put(ctx context.Context, entries []*Entry) error {
 	return nil
 }
 
+// sweepTime bounds one sweep of one level.
+const sweepTime = 10 * time.Second
+
+// clear sweeps the level, unless it rests, and says whether its time was too short for
+// what there was to do.
+func (g *guard) clear(ctx context.Context, now time.Time) (more bool) {
+	if g.open.Load() != 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	defer cancel()
+	n, err := g.Sweep(ctx, now)
+	g.count.swept.Add(uint64(max(n, 0)))
+	more = n > 0 && errors.Is(err, context.DeadlineExceeded)
+	if err != nil && !more && !errors.Is(err, context.Canceled) {
+		g.log.Warn("sweep", "component", "cache", "level", g.name, "err", err)
+	}
+	return more
+}
+
 // ready says whether the level may be asked. Of several callers that find its rest
 // over, one is let through, and the others when that one comes back well.
 func (g *guard) ready(now time.Time) bool {

@@ -40,7 +40,8 @@ type Level interface {
 	// number may be an estimate.
 	Purge(ctx context.Context, f Filter) (int, error)
 	// Sweep forgets entries past their Stale instant, and brings the level within its
-	// bounds. It is called from time to time; a call does a bounded piece of work.
+	// bounds. It is called from time to time. Its context bounds what it does; the error
+	// is that context's where something is left over.
 	Sweep(ctx context.Context, now time.Time) (int, error)
 }
 

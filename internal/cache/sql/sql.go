@@ -15,7 +15,9 @@
 // Each shard has a sixteenth of the level's size. Sweep deletes first what is past
 // its life, and then what is nearest to it, as long as a shard has more than its
 // share. It knows how much a shard has from a count at least every minute and from
-// what it has written since; between sweeps a shard may have more.
+// what it has written since; between sweeps a shard may have more. It takes a piece of
+// each shard in turn until none is left over or its context ends, and begins with
+// another shard each time, so that none has to wait for the others for ever.
 //
 // A Level owns no goroutine. Nothing is created in a database before the first Put.
 package sql
@@ -41,6 +43,7 @@ type Level struct {
 	packFrom int
 	share    int64 // bytes of each shard
 	shards   [sql.Shards]part
+	sweeps   atomic.Uint32
 
 	census struct {
 		sync.Mutex
@@ -63,7 +66,7 @@ const (
 	maxStatement = 4 << 20 // bytes of entries in a statement of several
 	maxRows      = 64      // rows that a statement writes
 	maxDelete    = 500     // rows that a statement deletes
-	maxRounds    = 4       // of deletion in a shard, of one Sweep
+	maxRounds    = 4       // of deletion in a shard, until it is the next one's turn
 	overhead     = 150     // bytes of a row and its indexes beside the entry and the names, about
 	countEvery   = time.Minute
 	censusLife   = time.Second
@@ -280,53 +283,62 @@ func (s *part) delete(ctx context.Context, text string, args ...any) (int, error
 // Sweep implements cache.Level.
 func (l *Level) Sweep(ctx context.Context, now time.Time) (total int, err error) {
 	var errs []error
+	first := int(l.sweeps.Add(1))
+	left := make([]*part, 0, sql.Shards)
 	for i := range l.shards {
-		n, err := l.shards[i].sweep(ctx, now, l.share)
+		left = append(left, &l.shards[(first+i)%sql.Shards])
+	}
+	for len(left) > 0 && ctx.Err() == nil {
+		s := left[0]
+		n, more, err := s.sweep(ctx, now, l.share)
 		total += n
 		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep: %w", err))
 		}
-		if ctx.Err() != nil {
-			break
+		if left = left[1:]; more {
+			left = append(left, s)
 		}
 	}
 	if total > 0 {
 		l.forgetCensus()
 	}
+	if len(left) > 0 {
+		errs = append(errs, fmt.Errorf("sweep: %d shards are left over: %w", len(left), ctx.Err()))
+	}
 	return total, errors.Join(errs...)
 }
 
-// sweep brings a shard within its bounds, or nearer to them.
-func (s *part) sweep(ctx context.Context, now time.Time, share int64) (total int, err error) {
+// sweep brings a shard within its bounds, or nearer to them, and then says that there
+// may be more to delete.
+func (s *part) sweep(ctx context.Context, now time.Time, share int64) (total int, more bool, err error) {
 	if absent, err := s.absent(ctx); absent || err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	for range maxRounds {
-		past, err := s.number(ctx, s.past, now.UnixMilli())
-		if err != nil || past == 0 {
-			if err != nil {
-				return total, err
-			}
-			break
-		}
-		n, err := s.delete(ctx, s.deletePast, now.UnixMilli())
-		total += n
-		if err != nil || n < maxDelete {
-			break
-		}
-	}
-	for range maxRounds {
-		over, err := s.over(ctx, now, share)
-		if err != nil || over == 0 {
-			return total, err
-		}
-		n, err := s.delete(ctx, s.deleteNext, over)
+		n, err := s.piece(ctx, now, share)
 		total += n
 		if err != nil || n == 0 {
-			return total, err
+			return total, false, err
 		}
 	}
-	return total, nil
+	return total, true, nil
+}
+
+// piece deletes what is past its life, or else what is nearest to it beyond the share,
+// as much as a statement may.
+func (s *part) piece(ctx context.Context, now time.Time, share int64) (int, error) {
+	past, err := s.number(ctx, s.past, now.UnixMilli())
+	if err != nil {
+		return 0, err
+	}
+	if past > 0 {
+		return s.delete(ctx, s.deletePast, now.UnixMilli())
+	}
+	over, err := s.over(ctx, now, share)
+	if err != nil || over == 0 {
+		return 0, err
+	}
+	return s.delete(ctx, s.deleteNext, over)
 }
 
 // over estimates how many rows a shard has beyond its share, as far as a statement
