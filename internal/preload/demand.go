@@ -99,7 +99,7 @@ func (d *Demand) Observe(a Asked) {
 		c.tokens = a.Tokens
 	}
 	size := int64(0)
-	want := c != nil && c.kept == nil && c.asks >= hot && a.Request != nil
+	want, times := c != nil && c.kept == nil && c.asks >= hot && a.Request != nil, s.forgotten
 	if want {
 		size = requestSize(a.Request)
 		want = s.wants(c, size)
@@ -111,8 +111,23 @@ func (d *Demand) Observe(a Asked) {
 	kept := Strip(a.Request) // outside of the lock: a body may be large
 	s.Lock()
 	defer s.Unlock()
-	if c := s.counters[a.Key]; c != nil && c.kept == nil {
+	if c := s.counters[a.Key]; c != nil && c.kept == nil && s.forgotten == times {
 		s.keep(c, kept, size)
+	}
+}
+
+// Forget drops the requests that are kept, and nothing that is counted: what is asked
+// for again is copied again.
+func (d *Demand) Forget() {
+	for i := range d.shards {
+		s := &d.shards[i]
+		s.Lock()
+		for _, c := range s.heap {
+			s.drop(c)
+		}
+		s.floor = 0
+		s.forgotten++
+		s.Unlock()
 	}
 }
 

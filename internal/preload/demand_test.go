@@ -279,6 +279,29 @@ func TestWhatIsKeptIsACopy(t *testing.T) {
 	}
 }
 
+func TestForgottenRequestsAreCopiedAgain(t *testing.T) {
+	d := preload.NewDemand(preload.Default())
+	now := monday
+	for range 60 {
+		req := request("q")
+		req.Steered = "old"
+		d.Observe(preload.Asked{Key: key("q"), Request: req, At: now})
+		now = now.Add(5 * time.Minute)
+	}
+	before := predicted(d, now, time.Hour)[key("q")]
+	d.Forget()
+	if got := predicted(d, now, time.Hour); len(got) != 0 {
+		t.Errorf("predicted what is forgotten: %v", got)
+	}
+	req := request("q")
+	req.Steered = "new"
+	d.Observe(preload.Asked{Key: key("q"), Request: req, At: now})
+	list := d.Predict(now, preload.Window{Start: now.Add(5 * time.Minute)}, time.Hour)
+	if len(list) != 1 || list[0].Request.Steered != "new" || !near(list[0].Asks, before, 0.2) {
+		t.Errorf("got %+v, want a request steered anew, and about %v asks", list, before)
+	}
+}
+
 func TestTokens(t *testing.T) {
 	d := preload.NewDemand(preload.Default())
 	bounded := request("b")

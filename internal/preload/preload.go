@@ -104,7 +104,7 @@ type Preloader struct {
 	demand   atomic.Pointer[Demand]
 	serial   atomic.Uint64 // of the requests sent
 	meter    *meter
-	apply    sync.Mutex // one Apply at a time
+	apply    sync.Mutex // one Apply or Forget at a time
 	mu       struct {
 		sync.Mutex
 		running map[[32]byte]struct{} // keys that are being refreshed
@@ -128,6 +128,21 @@ func New(cfg Config, parts Parts) *Preloader {
 func (p *Preloader) Apply(cfg Config) {
 	p.apply.Lock()
 	defer p.apply.Unlock()
+	p.replace(cfg)
+}
+
+// Forget drops the requests that the embedded engine keeps, with what routing decided
+// for them, and gives the plan of the current window up: it is for when routing decides
+// anew. Demand stays counted, and a request that is asked again is kept again.
+func (p *Preloader) Forget() {
+	p.apply.Lock()
+	defer p.apply.Unlock()
+	p.demand.Load().Forget()
+	p.replace(p.settings.Load().Config)
+}
+
+// replace puts newer settings in force. The caller holds apply.
+func (p *Preloader) replace(cfg Config) {
 	s := &settings{Config: cfg, slots: make(chan struct{}, cfg.Concurrency), replaced: make(chan struct{})}
 	old := p.settings.Load()
 	if d := p.demand.Load(); d == nil || !d.same(cfg) {

@@ -83,6 +83,8 @@ type space struct {
 	maxBytes int64
 	floor    float64 // when there was no room for another request: the least weight that keeps one
 	facts    facts
+
+	forgotten int // how often the kept requests were dropped
 }
 
 // facts are what a shard counts of itself.

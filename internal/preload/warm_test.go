@@ -312,6 +312,38 @@ func TestApply(t *testing.T) {
 	})
 }
 
+func TestForgetGivesUpThePlan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &servers{takes: time.Second}
+		p := preload.New(preload.Default(), preload.Parts{Runner: s, Freshness: freshness{servers: s}})
+		for i := range 10 {
+			ask(p, i, time.Now(), 50)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- p.Run(ctx) }()
+		time.Sleep(2 * time.Minute)
+		n := s.count()
+		p.Forget()
+		time.Sleep(time.Hour)
+		if got := s.count(); got != n || n == 0 {
+			t.Errorf("got %d refreshes, and %d more of what is forgotten", n, got-n)
+		}
+		for i := range 10 {
+			ask(p, i, time.Now(), 50)
+		}
+		time.Sleep(10 * time.Minute)
+		if got := s.count(); got < n+10 {
+			t.Errorf("got %d refreshes after all are asked again, want %d and more", got, n+10)
+		}
+		wantMetrics(t, p, map[string]float64{"asks_total result=miss": 1000, "requests": 10})
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
 func TestEmbeddedEngineEndToEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &servers{takes: time.Second, life: time.Hour}
