@@ -56,6 +56,10 @@ func NewEntry(e Entry) *Entry {
 	return &e
 }
 
+// Newer says whether the entry was stored later than another, in the milliseconds that
+// the binary form keeps.
+func (e *Entry) Newer(than *Entry) bool { return e.Stored.UnixMilli() > than.Stored.UnixMilli() }
+
 // entryCost is what an entry costs in memory beside its texts, in bytes: the two
 // structs, the slices' headers and the level's own node.
 const entryCost = 400

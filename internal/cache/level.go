@@ -33,8 +33,9 @@ type Level interface {
 	// level that cannot answer, or holds something else under the key, returns
 	// another error: the caller treats it as a miss and counts it as a fault.
 	Get(ctx context.Context, key Key, now time.Time) (*Entry, error)
-	// Put keeps entries, and replaces what it has under their keys. A reader sees all
-	// of an entry or nothing. The entries need not be kept: a level evicts as it must.
+	// Put keeps entries, and replaces what it has under their keys, unless that was
+	// stored later: a gateway that prolongs an answer may not know that another one has
+	// renewed it. A reader sees all of an entry or nothing. The entries need not be kept: a level evicts as it must.
 	Put(ctx context.Context, entries []*Entry) error
 	// Purge forgets the entries that a filter means, and says how many they were; the
 	// number may be an estimate.

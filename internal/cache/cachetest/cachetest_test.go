@@ -43,6 +43,9 @@ func (l *shelf) Put(_ context.Context, entries []*cache.Entry) error {
 		if err != nil {
 			return err
 		}
+		if old, err := cache.Decode(e.Key, l.entries[e.Key]); err == nil && old.Newer(e) {
+			continue
+		}
 		l.entries[e.Key] = b
 	}
 	return nil

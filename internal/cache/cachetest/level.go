@@ -27,6 +27,7 @@ func TestLevel(t *testing.T, open func(t *testing.T) cache.Level) {
 		"round trip":                  (*suite).roundTrip,
 		"round trip in one batch":     (*suite).batch,
 		"replace":                     (*suite).replace,
+		"a newer one stays":           (*suite).newer,
 		"stale by the caller's clock": (*suite).stale,
 		"stale while it runs":         (*suite).staleSoon,
 		"purge by key":                (*suite).purgeKey,
@@ -214,6 +215,33 @@ func (s *suite) replace() {
 	stream := NewEntry("replaced", s.now)
 	s.put(stream)
 	s.wants(stream, s.now)
+}
+
+func (s *suite) newer() {
+	old, renewed, last := NewEntry("renewed", s.now.Add(-time.Minute)), NewEntry("renewed", s.now), NewEntry("renewed", s.now)
+	OnePiece(old, []byte("old"))
+	old.Hits, old.Expires, old.Stale = 100, old.Expires.Add(time.Hour), old.Stale.Add(time.Hour)
+	old.Scope, old.Model = "of the old one", "of the old one"
+	last.Hits, last.Expires = 7, last.Expires.Add(time.Minute) // prolonged
+	s.put(old)
+	s.wants(old, s.now)
+	s.put(renewed)
+	s.wants(renewed, s.now)
+	s.put(old)
+	s.wants(renewed, s.now)
+	if n, err := s.level.Purge(s.ctx, cache.Filter{Scope: old.Scope, Model: old.Model}); n != 0 || err != nil {
+		s.Fatalf("Purge of what was replaced = %d, %v, want 0", n, err)
+	}
+	s.put(last)
+	s.wants(last, s.now)
+	s.put(old, renewed, last, old)
+	s.wants(last, s.now)
+	s.purge(cache.Filter{Key: &old.Key})
+	s.put(last, old)
+	s.wants(last, s.now)
+	s.purge(cache.Filter{Key: &old.Key})
+	s.put(old)
+	s.wants(old, s.now)
 }
 
 func (s *suite) stale() {

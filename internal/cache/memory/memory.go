@@ -135,8 +135,9 @@ func (l *Level) Put(_ context.Context, entries []*cache.Entry) error {
 	w.Lock()
 	defer w.Unlock()
 	for _, e := range entries {
-		_, there := l.entries.GetEntryQuietly(e.Key)
-		switch {
+		old, there := l.entries.GetEntryQuietly(e.Key)
+		switch waits := w.get(e.Key); {
+		case there && old.Value.Newer(e) || waits != nil && waits.Newer(e):
 		case e.Size() > l.most || now.After(e.Stale):
 			l.entries.Invalidate(e.Key)
 			w.remove(e.Key)

@@ -2,7 +2,7 @@
 // the cache. What is there can be read with redis-cli:
 //
 //	<prefix>:1:answer:<key>  hash         scope, model, surface, question, stored, expires, hits,
-//	                                      bytes (of the answer), data (the answer, packed)
+//	                                      bytes (of the answer), stored_ms, data (the answer, packed)
 //	<prefix>:1:questions     list         the most recent questions, the newest first, a JSON object each
 //	<prefix>:1:topics        sorted set   what is asked for most; the score is the demand, which halves every hour
 //
@@ -56,14 +56,17 @@ const listLife = 24 * time.Hour
 // mostListed bounds the questions that one Put adds to the list.
 const mostListed = 256
 
-// keep puts a hash in the place of whatever is under a key. The first command that
-// writes must be one that a full server refuses: after it, a script may write what it
-// likes. ARGV: when it is gone in Unix milliseconds, then fields and values.
-const keep = `local done = redis.pcall('HSET', KEYS[1], unpack(ARGV, 2))
+// keep puts a hash in the place of whatever is under a key, but of one that was stored
+// later. The first command that writes must be one that a full server refuses: after
+// it, a script may write what it likes. ARGV: when it is gone and when it was stored,
+// in Unix milliseconds, then fields and values.
+const keep = `local there = redis.pcall('HGET', KEYS[1], 'stored_ms')
+if type(there) == 'string' and (tonumber(there) or 0) > tonumber(ARGV[2]) then return 0 end
+local done = redis.pcall('HSET', KEYS[1], 'stored_ms', unpack(ARGV, 2))
 if type(done) == 'table' and done.err then
 	if not string.find(done.err, 'WRONGTYPE', 1, true) then return done end
 	redis.call('UNLINK', KEYS[1])
-	redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+	redis.call('HSET', KEYS[1], 'stored_ms', unpack(ARGV, 2))
 end
 redis.call('PEXPIREAT', KEYS[1], ARGV[1])
 return 1`
@@ -175,7 +178,7 @@ func (l *Level) write(e *cache.Entry) (write, error) {
 		return write{}, fmt.Errorf("%s has %d bytes, more than %d", e.Key, len(data), store.LargestValue)
 	}
 	return write{key: l.answer(e.Key), args: []string{
-		strconv.FormatInt(e.Stale.UnixMilli(), 10),
+		strconv.FormatInt(e.Stale.UnixMilli(), 10), strconv.FormatInt(e.Stored.UnixMilli(), 10),
 		"scope", e.Scope, "model", e.Model, "surface", e.Surface.String(), "question", e.Question,
 		"stored", e.Stored.UTC().Format(time.RFC3339), "expires", e.Expires.UTC().Format(time.RFC3339),
 		"hits", strconv.FormatUint(uint64(e.Hits), 10), "bytes", strconv.Itoa(len(e.Answer.Body)),

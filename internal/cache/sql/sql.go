@@ -156,8 +156,8 @@ func (l *Level) Put(ctx context.Context, entries []*cache.Entry) error {
 	return errors.Join(errs...)
 }
 
-// batches are the rows for each database in the order of their keys, the last one of
-// each key. The error is that of entries that have no binary form.
+// batches are the rows for each database in the order of their keys, of each key the
+// one that was stored last. The error is that of entries that have no binary form.
 func (l *Level) batches(entries []*cache.Entry) (map[*sql.Database][]*row, error) {
 	last := make(map[cache.Key]*row, len(entries))
 	var errs []error
@@ -165,6 +165,9 @@ func (l *Level) batches(entries []*cache.Entry) (map[*sql.Database][]*row, error
 		data, err := e.Encode(l.packFrom)
 		if err != nil {
 			errs = append(errs, err)
+			continue
+		}
+		if old := last[e.Key]; old != nil && old.Newer(e) {
 			continue
 		}
 		if len(data) <= maxEntry {
@@ -193,7 +196,7 @@ func write(ctx context.Context, c *sql.Conn, rows []*row) error {
 		}
 		args := make([]any, 0, columns*n)
 		for _, r := range rows[:n] {
-			args = append(args, r.Key[:], []byte(r.Scope), []byte(r.Model), r.Stale.UnixMilli(), r.size(), r.data)
+			args = append(args, r.Key[:], []byte(r.Scope), []byte(r.Model), r.Stale.UnixMilli(), r.size(), r.data, r.Stored.UnixMilli())
 		}
 		if _, err := c.Bound.ExecContext(ctx, s.put(n), args...); err != nil {
 			return err

@@ -11,7 +11,7 @@ import (
 // and models are bytes: databases compare texts as people do, which would take one
 // tenant for another.
 func Migrations() sql.Migrations {
-	return sql.Migrations{Name: "cache", Steps: []sql.Step{first}}
+	return sql.Migrations{Name: "cache", Steps: []sql.Step{first, second}}
 }
 
 // first makes the tables.
@@ -44,8 +44,24 @@ func first(d sql.Dialect) (list []string) {
 	return list
 }
 
+// second adds when an answer was stored, by which a newer one stays. MySQL makes its
+// tables anew: it cannot undo half of this, and not every one of them knows how to add
+// what may be there.
+func second(d sql.Dialect) (list []string) {
+	if d == sql.MySQL {
+		for n := range sql.Shards {
+			list = append(list, "DROP TABLE IF EXISTS "+sql.Table("cache", n))
+		}
+		list = append(list, first(d)...)
+	}
+	for n := range sql.Shards {
+		list = append(list, "ALTER TABLE "+sql.Table("cache", n)+" ADD COLUMN stored_ms BIGINT NOT NULL DEFAULT 0")
+	}
+	return list
+}
+
 // columns are as many as a row has.
-const columns = 6
+const columns = 7
 
 // texts are the statements for a shard.
 type texts struct {
@@ -73,11 +89,23 @@ func textsOf(s *sql.Shard) texts {
 	t.deletePast = t.limited("WHERE stale_ms < ?", fmt.Sprint(maxDelete))
 	t.deleteNext = t.limited("ORDER BY stale_ms", "?")
 	for n := 1; n <= t.rows; n++ {
-		values := strings.Repeat(", (?, ?, ?, ?, ?, ?)", n)
-		t.puts[n] = d.Bind("INSERT INTO "+table+" (hash, scope, model, stale_ms, size, data) VALUES "+values[2:]) +
-			d.Upsert("hash", "scope", "model", "stale_ms", "size", "data")
+		values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?)", n)
+		t.puts[n] = d.Bind("INSERT INTO "+table+" (hash, scope, model, stale_ms, size, data, stored_ms) VALUES "+values[2:]) + upsert(d, table)
 	}
 	return t
+}
+
+// upsert is the end of an INSERT that replaces the row that has the same key, unless
+// that was stored later.
+func upsert(d sql.Dialect, table string) string {
+	if d != sql.MySQL {
+		return d.Upsert("hash", "scope", "model", "stale_ms", "size", "data", "stored_ms") + " WHERE EXCLUDED.stored_ms >= " + table + ".stored_ms"
+	}
+	text := " ON DUPLICATE KEY UPDATE "
+	for _, c := range [...]string{"scope", "model", "stale_ms", "size", "data"} {
+		text += c + " = IF(VALUES(stored_ms) >= stored_ms, VALUES(" + c + "), " + c + "), "
+	}
+	return text + "stored_ms = GREATEST(VALUES(stored_ms), stored_ms)" // the last: what is assigned is seen by what follows
 }
 
 // put is the statement that writes n rows.
