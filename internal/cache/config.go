@@ -99,7 +99,7 @@ const (
 
 // Rule says what is kept of the requests that match all that it names.
 type Rule struct {
-	// Names of models as clients ask for them, with `*` and `?`; empty is all.
+	// Names of models as clients ask for them, whatever rules and experiments make of them, with `*` and `?`; empty is all.
 	Models []string `yaml:"models"`
 	// Surfaces; empty is all.
 	Surfaces []string `yaml:"surfaces"`
@@ -109,7 +109,7 @@ type Rule struct {
 	Keep string `yaml:"keep"`
 	// Share answers between all tenants that this rule matches, and with nobody else. Only for answers that hold nothing of anybody.
 	Shared bool `yaml:"shared"`
-	// In place of `ttl` of the cache; 0 keeps that.
+	// In place of `ttl` of the cache; 0 keeps that, or `max_ttl` of the rule where that is shorter.
 	TTL time.Duration `yaml:"ttl"`
 	// In place of `max_ttl` of the cache; 0 keeps that, or `ttl` where that is longer.
 	MaxTTL time.Duration `yaml:"max_ttl"`
@@ -217,10 +217,14 @@ func flat(name string) string { return strings.ReplaceAll(name, "/", "\x00") }
 
 // match says whether the rule is about a request.
 func (r *Rule) match(req *inference.Request) bool {
+	model := req.Model
+	if req.Asked != "" { // a route rule or an experiment has put another in its place
+		model = req.Asked
+	}
 	return (len(r.Surfaces) == 0 || slices.Contains(r.Surfaces, req.Surface.String())) &&
 		(len(r.Tenants) == 0 || slices.Contains(r.Tenants, req.Tenant)) &&
 		(len(r.Models) == 0 || slices.ContainsFunc(r.Models, func(p string) bool {
-			ok, _ := path.Match(flat(p), flat(req.Model))
+			ok, _ := path.Match(flat(p), flat(model))
 			return ok
 		}))
 }
@@ -247,6 +251,9 @@ func (c *Config) policy(req *inference.Request) policy {
 			}
 			if r.MaxTTL > 0 {
 				p.max = r.MaxTTL
+				if r.TTL == 0 {
+					p.ttl = min(p.ttl, p.max)
+				}
 			}
 			break
 		}

@@ -50,3 +50,48 @@ func TestSharedAnswersStayBetweenARulesTenants(t *testing.T) {
 	b.Apply(b.cfg)
 	says(t, b.look(t, base, of("a2")).Stored(time.Now()), "yes", "memory")
 }
+
+func TestARulesMaxTTLBoundsTheTTL(t *testing.T) {
+	for name, c := range map[string]struct {
+		rule cache.Rule
+		want time.Duration // that an answer without hits is fresh; the cache's ttl is an hour
+	}{
+		"neither":         {cache.Rule{}, time.Hour},
+		"shorter bound":   {cache.Rule{MaxTTL: time.Minute}, time.Minute},
+		"longer bound":    {cache.Rule{MaxTTL: 2 * time.Hour}, time.Hour},
+		"longer time":     {cache.Rule{TTL: 48 * time.Hour}, 48 * time.Hour},
+		"both":            {cache.Rule{TTL: time.Minute, MaxTTL: time.Hour}, time.Minute},
+		"both, and alike": {cache.Rule{TTL: 2 * time.Hour, MaxTTL: 2 * time.Hour}, 2 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.rule.Keep = cache.KeepAll
+			b := newBed(func(cfg *cache.Config) { cfg.Rules = []cache.Rule{c.rule} })
+			b.keep(t, base, "yes")
+			if e := b.memory.only(); e.Expires.Sub(e.Stored) != c.want {
+				t.Errorf("fresh for %v, want %v", e.Expires.Sub(e.Stored), c.want)
+			}
+		})
+	}
+}
+
+func TestRulesKnowModelsAsClientsAskForThem(t *testing.T) {
+	rules := []cache.Rule{{Models: []string{"asked*"}, Keep: cache.KeepAll}, {Models: []string{"routed"}, Keep: cache.KeepOff}}
+	for name, c := range map[string]struct {
+		model, asked string
+		want         bool
+	}{
+		"as asked":              {"asked/m", "", true},
+		"routed to another":     {"routed", "asked/m", true},
+		"the other":             {"routed", "", false},
+		"the other, routed":     {"asked/m", "routed", false},
+		"routed, and not named": {"routed", "m", true}, // as without a rule: temperature 0
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(func(cfg *cache.Config) { cfg.Rules = rules })
+			got := b.look(t, base, func(req *inference.Request) { req.Model, req.Asked = c.model, c.asked }) != nil
+			if got != c.want {
+				t.Errorf("has a handle: %v", got)
+			}
+		})
+	}
+}
