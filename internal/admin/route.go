@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/spillway/spillway/internal/route/experiment"
 	"github.com/spillway/spillway/internal/usage/ledger"
 )
 
@@ -31,18 +32,19 @@ type RouteQuestion struct {
 
 // RouteAnswer is what becomes of it, tier by tier.
 type RouteAnswer struct {
-	Model      string      `json:"model"`                 // that is asked for
-	Asked      string      `json:"asked_model,omitempty"` // by the client, where it is another
-	Class      string      `json:"class"`
-	Headers    []string    `json:"headers,omitempty"` // that rules set or take out
-	Place      string      `json:"place,omitempty"`   // of the client
-	Rules      []RouteRule `json:"rules"`
-	Rule       string      `json:"rule,omitempty"` // that decided
-	Experiment string      `json:"experiment,omitempty"`
-	Arm        string      `json:"arm,omitempty"`
-	Mirror     string      `json:"mirror,omitempty"` // pool that would get a copy
-	Steps      []RouteStep `json:"steps"`
-	Error      string      `json:"error,omitempty"` // why it goes nowhere
+	Model      string            `json:"model"`                 // that is asked for
+	Asked      string            `json:"asked_model,omitempty"` // by the client, where it is another
+	Class      string            `json:"class"`
+	Headers    []string          `json:"headers,omitempty"` // that rules set or take out
+	Place      string            `json:"place,omitempty"`   // of the client
+	Rules      []RouteRule       `json:"rules"`
+	Rule       string            `json:"rule,omitempty"` // that decided
+	Experiment string            `json:"experiment,omitempty"`
+	Arm        string            `json:"arm,omitempty"`
+	Drawn      []experiment.Draw `json:"drawn,omitempty"`  // experiments that draw for each request; all else is without them
+	Mirror     string            `json:"mirror,omitempty"` // pool that would get a copy
+	Steps      []RouteStep       `json:"steps"`
+	Error      string            `json:"error,omitempty"` // why it goes nowhere
 }
 
 // RouteRule is what one rule says.

@@ -39,6 +39,11 @@ func (a *App) Explain(ctx context.Context, q admin.RouteQuestion) (*admin.RouteA
 	}
 	answer.Rule, answer.Experiment, answer.Arm = plan.Rule, plan.Arm.Experiment, plan.Arm.Arm
 	answer.Model, answer.Asked, answer.Class = plan.Request.Model, plan.Request.Asked, plan.Request.Class.String()
+	steered := plan.Request // by rules, and by an arm that it is in behind those that are drawn
+	if plan.Rule == "" {
+		steered = req
+	}
+	answer.Drawn = a.steering.experiments.Drawn(time.Now(), steered)
 	answer.Headers = changed(req.Header, plan.Request.Header)
 	if plan.Mirror != nil && len(plan.Mirror.Candidates) > 0 {
 		answer.Mirror = plan.Mirror.Candidates[0].Pool.Name

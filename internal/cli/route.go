@@ -190,6 +190,13 @@ func writeRoute(w io.Writer, a *admin.RouteAnswer) error {
 		}
 		line("rule", "%s %-20s %-6t %s", mark, r.Name, r.True, when)
 	}
+	for _, d := range a.Drawn {
+		arms := make([]string, 0, len(d.Arms))
+		for _, arm := range d.Arms {
+			arms = append(arms, arm.Name+" "+percent(arm.Share))
+		}
+		line("experiment", "%s, drawn for each request: %s of them, of those %s; what follows is without it", d.Name, percent(d.Share), strings.Join(arms, ", "))
+	}
 	if a.Experiment != "" {
 		line("experiment", "%s, arm %s", a.Experiment, a.Arm)
 	}

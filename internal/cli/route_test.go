@@ -28,7 +28,9 @@ route:
     - {name: rest, then: {pools: {cpu: 1}, strict: true}}
   experiments:
     - {name: copies, when: tenant == "acme", mirror: {to: {pools: {next: 1}, strict: true}, share: 1}}
-    - {name: try, when: tenant == "beta", by: tenant, arms: [{name: control}, {name: new, weight: 1000000, then: {pools: {next: 1}}}]}
+    - {name: some, when: tenant == "gamma", mirror: {to: {pools: {next: 1}}, share: 0.02}}
+    - {name: each, when: tenant == "gamma", arms: [{name: control, weight: 9}, {name: new, then: {pools: {next: 1}}}], ramp: [{after: 0s, share: 0.5}, {after: 1h, share: 1}]}
+    - {name: try, when: tenant == "beta" or tenant == "gamma", by: tenant, arms: [{name: control}, {name: new, weight: 1000000, then: {pools: {next: 1}}}]}
 fleet:
   regions:
     - name: eu
@@ -83,8 +85,13 @@ func TestRouteExplain(t *testing.T) {
 		"heavy": {args: []string{"-f", heavy, "--class", "vip"}, out: []string{
 			`(?m)^rule +> heavy +true`, `(?m)^model +large instead of m$`, `(?m)^class +batch$`, `(?m)^headers +changed: X-Tier$`, `(?m)^pool +> eu/gpu `, `(?m)^pool +eu/next .*backup`,
 		}},
-		"a copy":          {args: []string{"-f", request, "--tenant", "acme"}, out: []string{`(?m)^mirror +a copy to eu/next$`}},
-		"an arm":          {args: []string{"-f", request, "--tenant", "beta"}, out: []string{`(?m)^experiment +try, arm new$`}},
+		"a copy": {args: []string{"-f", request, "--tenant", "acme"}, out: []string{`(?m)^mirror +a copy to eu/next$`}},
+		"an arm": {args: []string{"-f", request, "--tenant", "beta"}, out: []string{`(?m)^experiment +try, arm new$`}},
+		"a draw": {args: []string{"-f", request, "--tenant", "gamma"}, out: []string{
+			`(?m)^experiment +some, drawn for each request: 2% of them, of those mirror 100%; what`,
+			`(?m)^experiment +each, drawn for each request: 50% of them, of those control 90%, new 10%; what follows is without it$`,
+			`(?m)^experiment +try, arm new$`,
+		}},
 		"JSON":            {args: []string{"-f", heavy, "--json"}, out: []string{`"asked_model": "m"`, `"rule": "heavy"`}},
 		"another address": {args: []string{"-f", request, "--ip", "81.2.69.160", "--header", "X-A: b"}, out: []string{`(?m)^pool +> eu/cpu `}},
 		"no file":         {args: nil, code: 2, errs: "give the body of a request with -f"},

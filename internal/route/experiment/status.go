@@ -100,15 +100,9 @@ func (t *trial) idle() (words []string) {
 // armStatus tells how an arm stands. The caller holds the ledger.
 func (t *trial) armStatus(i int, arm *tally) ArmStatus {
 	a := ArmStatus{
-		Name: t.names[i], Share: 1, Requests: arm.results[answered] + arm.results[failed], Failures: arm.results[failed], Faults: uint64(arm.faults),
+		Name: t.names[i], Share: t.armShare(i), Requests: arm.results[answered] + arm.results[failed], Failures: arm.results[failed], Faults: uint64(arm.faults),
 		Canceled: arm.results[canceled], Excluded: arm.results[excluded], Cached: arm.results[cached],
 		Keys: arm.series[success].keys(), TTFTP50: arm.waits.quantile(0.5), TTFTP95: arm.waits.quantile(0.95),
-	}
-	if len(t.upto) > 0 {
-		a.Share = t.upto[i]
-		if i > 0 {
-			a.Share -= t.upto[i-1]
-		}
 	}
 	if len(arm.codes) > 0 {
 		a.Errors = make(map[string]uint64, len(arm.codes))

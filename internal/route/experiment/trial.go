@@ -121,6 +121,17 @@ func (t *trial) arm(h uint64) int {
 	return len(t.decide) - 1
 }
 
+// armShare is an arm's part of the requests that are in.
+func (t *trial) armShare(i int) float64 {
+	switch {
+	case len(t.upto) == 0: // a mirror's
+		return 1
+	case i == 0:
+		return t.upto[0]
+	}
+	return t.upto[i] - t.upto[i-1]
+}
+
 // share is the part of the requests that are in after some time.
 func (t *trial) share(elapsed time.Duration) float64 {
 	switch {
