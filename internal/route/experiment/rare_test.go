@@ -1,10 +1,12 @@
 package experiment_test
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ type stream struct {
 	set    *experiment.Set
 	rng    *rand.Rand
 	now    time.Time
+	from   func(rng *rand.Rand) string // the tenant; nil is one for all
 	answer func(rng *rand.Rand, rec *inference.Record)
 	score  func(rng *rand.Rand, arm string) float64
 }
@@ -33,6 +36,9 @@ func (s *stream) send(t *testing.T, requests int, look func(i int)) {
 	for i := range requests {
 		s.now = s.now.Add(10 * time.Millisecond)
 		req := inference.Request{ID: strconv.FormatUint(s.rng.Uint64(), 36), Tenant: "acme", Received: s.now}
+		if s.from != nil {
+			req.Tenant = s.from(s.rng)
+		}
 		rec := inference.Record{Request: &req, Arm: s.set.Steer(s.now, &req).Arm, Attempts: make([]inference.Attempt, 1), Complete: true}
 		if rec.Arm.Arm == "" {
 			return
@@ -42,7 +48,7 @@ func (s *stream) send(t *testing.T, requests int, look func(i int)) {
 		}
 		give(s.set, &rec)
 		if s.score != nil {
-			if err := s.set.Feedback("acme", req.ID, s.score(s.rng, rec.Arm.Arm)); err != nil {
+			if err := s.set.Feedback(req.Tenant, req.ID, s.score(s.rng, rec.Arm.Arm)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -79,25 +85,35 @@ func TestRareValuesRaiseNoAlarm(t *testing.T) {
 			rec.Usage.CompletionTokens = 20
 		}
 	}
+	near := func(rng *rand.Rand, rec *inference.Record) { // a tenth of the tenants has short prompts
+		ttft := 400 * math.Exp(0.15*rng.NormFloat64())
+		if strings.HasSuffix(rec.Request.Tenant, "0") {
+			ttft /= 20
+		}
+		rec.TTFT = time.Duration(ttft * float64(time.Millisecond))
+	}
 	for name, c := range map[string]struct {
+		by           string
 		control, arm int
 		requests     int
 		answer       func(*rand.Rand, *inference.Record)
 		score        func(*rand.Rand, string) float64
 	}{
-		"ttft 90/10":   {90, 10, 1000, cached, nil},
-		"ttft 50/50":   {50, 50, 200, cached, nil},
-		"tokens 95/5":  {95, 5, 8000, refused, nil},
-		"scores 90/10": {90, 10, 2000, nil, func(rng *rand.Rand, _ string) float64 { return thumbs(rng, 0.99) }},
+		"ttft 90/10":            {"request", 90, 10, 1000, cached, nil},
+		"ttft 50/50":            {"request", 50, 50, 200, cached, nil},
+		"ttft 90/10, by tenant": {"tenant", 90, 10, 2000, near, nil},
+		"tokens 95/5":           {"request", 95, 5, 8000, refused, nil},
+		"scores 90/10":          {"request", 90, 10, 2000, nil, func(rng *rand.Rand, _ string) float64 { return thumbs(rng, 0.99) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			share := thorough // a variable, so that both builds compile
 			runs, alarms := int(200*max(share, 0.1)), 0
 			for run := range runs {
 				cfg := canary(c.control, c.arm)
-				cfg.Metrics = []string{"ttft", "tokens", "score"}
+				cfg.By, cfg.Metrics = c.by, []string{"ttft", "tokens", "score"}
 				s, alarm := newRare(t, cfg, run), false
 				s.answer, s.score = c.answer, c.score
+				s.from = func(rng *rand.Rand) string { return fmt.Sprint("tenant-", run, "-", rng.IntN(200)) }
 				s.send(t, c.requests, func(i int) { alarm = alarm || i%20 == 0 && s.verdict() })
 				if alarm || s.set.Status(s.now)[0].State.State != experiment.Running {
 					alarms++
