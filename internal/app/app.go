@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"sync"
 	"time"
 
@@ -254,6 +255,9 @@ func (a *App) apply(file *config.File, found map[string][]fleet.Target) error {
 	}
 	a.cache.Apply(file.Cache)
 	a.preload.Apply(file.Preload)
+	if old != nil && !reflect.DeepEqual(old.Route, file.Route) {
+		a.preload.Forget() // what it keeps goes where the old rules sent it
+	}
 	a.governor.Apply(file.Admission)
 	a.gateway.Apply(gatewayConfig(file))
 	a.api.Apply(file.API)

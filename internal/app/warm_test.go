@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/spillway/spillway/internal/admin"
+	"github.com/spillway/spillway/internal/testkit"
 )
 
 func TestAListIsWarmedLineByLine(t *testing.T) {
@@ -66,5 +67,25 @@ func TestAListIsWarmedLineByLine(t *testing.T) {
 		if got := r.wants(q, ""); got.cache() != "hit" {
 			t.Errorf("%s: %+v", q, got)
 		}
+	}
+}
+
+// TestAReloadOfRoutesForgetsWhatWasKeptToWarm: it would go where the old rules sent it.
+func TestAReloadOfRoutesForgetsWhatWasKeptToWarm(t *testing.T) {
+	one, two := newOracle(t, nil), newOracle(t, nil)
+	config := func(pool string) string {
+		return text(strings.Replace(one.all(), "name: gpu", "name: one", 1)+strings.Replace(two.all(), "name: gpu", "name: two", 1),
+			"cache: {sql: {enabled: false}}", "route: {rules: [{name: residency, then: {pools: {"+pool+": 1}, strict: true}}]}")
+	}
+	r := newRig(t, config("one"))
+	kept := func() float64 { return r.number("spillway_preload_request_bytes") }
+	testkit.Eventually(t, "a request is kept", func() bool { r.wants("hot", ""); return kept() > 0 })
+	r.reload(config("one") + "# nothing else\n")
+	if kept() == 0 {
+		t.Error("a reload that leaves the rules as they are forgets what was kept")
+	}
+	r.reload(config("two"))
+	if n := kept(); n != 0 {
+		t.Errorf("%v bytes of requests are still there that go where the old rules sent them", n)
 	}
 }
