@@ -695,8 +695,8 @@ func TestOperatorsSeeAndForget(t *testing.T) {
 func TestAPurgeWaitsForWhatIsBeingWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(nil)
-		b.run(t)
 		b.far.takes = b.cfg.Fill.Timeout / 2
+		b.run(t)
 		b.keep(t, question(1), "yes")
 		synctest.Wait() // it is half-way into the level
 		removed, err := b.Purge(t.Context(), cache.Filter{Scope: cache.TenantScope("t")})

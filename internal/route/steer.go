@@ -20,7 +20,7 @@ type Steering interface {
 }
 
 // Preview decides as Steer does, for people who ask where a request would go: nothing of
-// it is counted. Rules implement it beside Steering.
+// it is counted. Rules and experiments implement it beside Steering.
 type Preview interface {
 	Preview(now time.Time, req *inference.Request) Decision
 }
