@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -32,7 +33,7 @@ func playKill(ctx context.Context, r *rig) error {
 	killAt := r.Duration * 3 / 10
 	restoreAt := killAt + min(killFor, r.Duration*3/10)
 	r.say("three instances, %.0f requests/s for %v; one is killed (SIGKILL) at %v and restored at %v",
-		killJSONRate+killStreamRate, r.Duration, killAt, restoreAt)
+		(killJSONRate+killStreamRate)*cmp.Or(r.Share, 1), r.Duration, killAt, restoreAt)
 	const victim = 1
 	whole := job{cfg: r.config("json", killJSONRate, r.Duration)}
 	whole.cfg.Request.Streamed, whole.cfg.Request.PromptTokens, whole.cfg.Request.OutputTokens = 0, 32, killJSONTokens

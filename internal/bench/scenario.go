@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,6 +65,7 @@ type Options struct {
 	Duration time.Duration // 0 is the scenario's own
 	Count    int           // 0 is the scenario's own
 	Source   string        // "" is the scenario's first
+	Share    float64       // of the scenario's own rates, for machines that are slower; 0 is all
 	Seed     uint64
 	Binary   string // this program, to start engines and the gateway from
 	Out      io.Writer
@@ -237,7 +239,7 @@ func (r *rig) config(name string, rate float64, length time.Duration) load.Confi
 	cfg := load.Default()
 	cfg.Scenario, cfg.Seed = r.result.Scenario, r.Seed
 	cfg.Target.Name, cfg.Target.Model, cfg.Target.BaseURLs = name, model, []string{r.gateway.url}
-	cfg.Schedule.Rate, cfg.Schedule.Duration = rate, length
+	cfg.Schedule.Rate, cfg.Schedule.Duration = rate*cmp.Or(r.Share, 1), length
 	cfg.Client.Timeout = 60 * time.Second
 	return cfg
 }
