@@ -29,7 +29,7 @@ func (a *App) buildCache(file *config.File) {
 		Memory: memory.New(int64(file.Cache.Memory.Size), nil),
 		Slower: slower,
 		Asked: func(q cache.Asked) {
-			a.preload.Observe(preload.Asked{Key: q.Key, Request: q.Request, At: q.At, Hit: q.Hit, Tokens: q.Tokens})
+			a.preload.Observe(preload.Asked{Key: q.Key, Request: q.Request, At: q.At, Hit: q.Hit, Tokens: q.Tokens, Varies: q.Varies})
 		},
 		Log: a.log.Logger,
 	})

@@ -57,6 +57,9 @@ type Asked struct {
 	At      time.Time
 	Hit     bool
 	Tokens  int64 // of the answer that is kept, prompt included; 0 is not known
+	// Varies says whether a header field of the request, by its canonical name, is part of
+	// the key, as its query is.
+	Varies func(name string) bool
 }
 
 // Cache finds and keeps answers. It is safe for concurrent use.
@@ -149,7 +152,7 @@ func (h *Handle) tell(now time.Time, req *inference.Request, hit bool) {
 	if h.c.parts.Asked == nil || req.Class == inference.Idle || len(credentials(req, h.scope)) > 0 {
 		return
 	}
-	a := Asked{Key: h.key, Request: req, At: now, Hit: hit}
+	a := Asked{Key: h.key, Request: req, At: now, Hit: hit, Varies: func(name string) bool { return varies(name, h.set.Vary) }}
 	if h.found != nil {
 		a.Tokens = h.found.Answer.Usage.PromptTokens + h.found.Answer.Usage.CompletionTokens
 	}

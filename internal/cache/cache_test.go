@@ -768,7 +768,7 @@ func TestALevelThatIsBehindIsSweptAgain(t *testing.T) {
 }
 
 func TestWhoIsToldOfLookups(t *testing.T) {
-	b := newBed(nil)
+	b := newBed(func(c *cache.Config) { c.Vary = []string{"x-persona"} })
 	b.keep(t, base, "yes")
 	b.asked = nil
 	b.look(t, base, nil)
@@ -778,7 +778,12 @@ func TestWhoIsToldOfLookups(t *testing.T) {
 		r.Tenant, r.Header = inference.Anonymous, map[string][]string{"Authorization": {"Bearer x"}}
 	})
 	if len(b.asked) != 2 || !b.asked[0].Hit || b.asked[0].Tokens != 7 || b.asked[1].Hit || b.asked[1].Tokens != 0 {
-		t.Errorf("told of %+v", b.asked)
+		t.Fatalf("told of %+v", b.asked)
+	}
+	for name, want := range map[string]bool{"Anthropic-Beta": true, "Openai-Project": true, "X-Persona": true, "X-Other": false} {
+		if got := b.asked[0].Varies(name); got != want {
+			t.Errorf("%s is part of the key: %v", name, got)
+		}
 	}
 }
 

@@ -128,12 +128,17 @@ func KeyOf(req *inference.Request, scope string, arm inference.Arm, model string
 // versions and switches of the two APIs, and those that the configuration names.
 func varying(req *inference.Request, vary []string) (names []string) {
 	for name := range req.Header {
-		if strings.HasPrefix(name, "Anthropic-") || strings.HasPrefix(name, "Openai-") || slices.Contains(vary, name) {
+		if varies(name, vary) {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
 	return names
+}
+
+// varies says whether a header field may change the answer.
+func varies(name string, vary []string) bool {
+	return strings.HasPrefix(name, "Anthropic-") || strings.HasPrefix(name, "Openai-") || slices.Contains(vary, name)
 }
 
 // canonicalNames brings the names of header fields into the form that requests

@@ -105,7 +105,7 @@ func (d *Demand) Observe(a Asked) {
 		want = s.wants(c, size)
 	}
 	s.Unlock()
-	if !want {
+	if !want || !repeatable(&a) {
 		return
 	}
 	kept := Strip(a.Request) // outside of the lock: a body may be large

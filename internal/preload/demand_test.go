@@ -279,6 +279,37 @@ func TestWhatIsKeptIsACopy(t *testing.T) {
 	}
 }
 
+func TestOnlyWhatCanBeAskedAgainIsKept(t *testing.T) {
+	varies := func(name string) bool { return name == "X-Persona-Key" || name == "X-Plan" || name == "Baggage" }
+	for name, c := range map[string]struct {
+		change func(*inference.Request)
+		want   int
+	}{
+		"as it is":                       {func(*inference.Request) {}, 1},
+		"a harmless query":               {func(r *inference.Request) { r.RawQuery = "api-version=1&b=%20" }, 1},
+		"a key in the query":             {func(r *inference.Request) { r.RawQuery = "api-version=1&key=abc" }, 0},
+		"a query that cannot be read":    {func(r *inference.Request) { r.RawQuery = "a=%zz" }, 0},
+		"a field that varies":            {func(r *inference.Request) { r.Header.Set("X-Plan", "gold") }, 1},
+		"one that may be a credential":   {func(r *inference.Request) { r.Header.Set("X-Persona-Key", "pirate") }, 0},
+		"one whose value is one":         {func(r *inference.Request) { r.Header.Set("X-Plan", "Bearer x") }, 0},
+		"one of a single exchange":       {func(r *inference.Request) { r.Header.Set("Baggage", "a=1") }, 0},
+		"a credential that is no part":   {func(r *inference.Request) { r.Header.Set("X-Other-Key", "x") }, 1},
+		"no field is known to be a part": {func(r *inference.Request) { r.Header = nil }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := preload.NewDemand(preload.Default())
+			req := request("q")
+			c.change(req)
+			for range 3 {
+				d.Observe(preload.Asked{Key: key("q"), Request: req, At: monday, Varies: varies})
+			}
+			if got := len(predicted(d, monday, time.Hour)); got != c.want {
+				t.Errorf("got %d predictions, want %d", got, c.want)
+			}
+		})
+	}
+}
+
 func TestForgottenRequestsAreCopiedAgain(t *testing.T) {
 	d := preload.NewDemand(preload.Default())
 	now := monday

@@ -40,6 +40,8 @@ type Asked struct {
 	At      time.Time          // when it was asked: the event's own time
 	Hit     bool               // a kept answer was used
 	Tokens  int64              // that the answer has; 0 is not known
+	// Varies says whether a header field is part of the key, as the query is; nil is none.
+	Varies func(name string) bool
 }
 
 // Stream takes the events of a gateway. Observe is called on the request path, from

@@ -7,31 +7,14 @@ import (
 	"strings"
 
 	"github.com/spillway/spillway/internal/inference"
+	"github.com/spillway/spillway/internal/wire"
 )
-
-// private are the parts of names under which credentials, sessions and the like
-// travel, in headers and in a URL's query. It names too much rather than too little.
-var private = []string{
-	"auth", "key", "token", "secret", "cookie", "session", "passw", "credential", "signature", "jwt", "bearer",
-	"assertion", "saml", "csrf", "xsrf", "cert", "sig",
-}
 
 // passing are fields of one connection or one exchange, which another one must not
 // repeat.
 var passing = []string{
 	"Cache-Control", "Pragma", "If-None-Match", "If-Modified-Since", "Range", "Expect", "Connection", "Keep-Alive", "Upgrade",
 	"Te", "Trailer", "Transfer-Encoding", "Content-Length", "Traceparent", "Tracestate", "Baggage", "X-Request-Id", "Forwarded",
-}
-
-// secret says whether a name may stand before a credential.
-func secret(name string) bool {
-	name = strings.ToLower(name)
-	for _, p := range private {
-		if strings.Contains(name, p) {
-			return true
-		}
-	}
-	return false
 }
 
 // Strip returns a copy of a request that can be asked again by its tenant: of the
@@ -60,7 +43,7 @@ func Strip(req *inference.Request) *inference.Request {
 
 // keeps says whether a header field may be kept.
 func keeps(name string, values []string) bool {
-	if secret(name) {
+	if wire.Credential(name, values) {
 		return false
 	}
 	for _, p := range passing {
@@ -68,12 +51,18 @@ func keeps(name string, values []string) bool {
 			return false
 		}
 	}
-	for _, v := range values {
-		v = strings.ToLower(strings.TrimSpace(v))
-		for _, scheme := range []string{"bearer ", "basic ", "digest ", "negotiate ", "aws4-", "sk-"} {
-			if strings.HasPrefix(v, scheme) {
-				return false
-			}
+	return true
+}
+
+// repeatable says whether Strip leaves everything in place that is part of the answer's
+// key: what is asked without it is another question, and its answer nobody's.
+func repeatable(a *Asked) bool {
+	if stripQuery(a.Request.RawQuery) != a.Request.RawQuery {
+		return false
+	}
+	for name, values := range a.Request.Header {
+		if a.Varies != nil && a.Varies(name) && !keeps(name, values) {
+			return false
 		}
 	}
 	return true
@@ -91,7 +80,7 @@ func stripQuery(raw string) string {
 	}
 	dropped := false
 	for name := range values {
-		if secret(name) {
+		if wire.Credential(name, nil) {
 			delete(values, name)
 			dropped = true
 		}
