@@ -28,17 +28,22 @@ func ScopeOf(req *inference.Request, shared bool) string {
 }
 
 // credentials lists what tells clients apart that have no key here, since it may
-// be passed on to the servers: the fields in which the known APIs take keys, and
-// cookies but Spillway's own. It is part of their keys.
+// be passed on to the servers: every field that may carry a credential, and cookies but
+// Spillway's own. It is part of their keys. The mere name of a session is none, since
+// affinity and experiments go by it, and neither is that of a try.
 func credentials(req *inference.Request, scope string) (list []string) {
 	if strings.HasPrefix(scope, SharedScope) || req.Key != "" {
 		return nil
 	}
-	for _, name := range [...]string{"Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key"} {
-		for _, v := range req.Header[name] {
+	for name, values := range req.Header {
+		if name == "Cookie" || name == "Idempotency-Key" || !wire.Credential(strings.ReplaceAll(name, "Session", ""), values) {
+			continue
+		}
+		for _, v := range values {
 			list = append(list, name+":"+v)
 		}
 	}
+	slices.Sort(list)
 	for _, line := range req.Header["Cookie"] {
 		for cookie := range strings.SplitSeq(line, ";") {
 			if cookie = strings.TrimSpace(cookie); cookie != "" && !strings.HasPrefix(cookie, ownCookies) {
