@@ -1,9 +1,11 @@
 package cache_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -31,6 +33,7 @@ type shelf struct {
 	mu      sync.Mutex
 	entries map[cache.Key]*cache.Entry
 	err     error
+	putErr  error // of Put alone
 	panics  bool
 	gets    int
 	puts    []int // sizes of batches
@@ -82,8 +85,8 @@ func (l *shelf) Put(ctx context.Context, entries []*cache.Entry) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.puts = append(l.puts, len(entries))
-	if l.err != nil {
-		return l.err
+	if l.err != nil || l.putErr != nil {
+		return errors.Join(l.err, l.putErr)
 	}
 	for _, e := range entries {
 		l.entries[e.Key] = e
@@ -631,6 +634,39 @@ func TestABreakerSparesALevelThatFails(t *testing.T) {
 		}
 		if s := b.State(t.Context()).Levels[1]; b.near.gets != 16 || s.Resting {
 			t.Errorf("asked %d times, %+v", b.near.gets, s)
+		}
+	})
+}
+
+func TestALevelThatTakesNothingNewIsSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		b := newBed(nil)
+		b.Cache = cache.New(b.cfg, cache.Parts{
+			Memory: b.memory, Slower: []cache.Named{{Name: "near", Level: b.near}}, Log: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		b.run(t)
+		keep := func(from, n int) cache.LevelState {
+			for i := range n {
+				b.look(t, question(from+i), nil).Fetch(t.Context()) // reads go well
+				b.keep(t, question(from+i), "yes")
+				synctest.Wait()
+			}
+			return b.State(t.Context()).Levels[1]
+		}
+		b.near.putErr = errors.New("read-only")
+		if s := keep(0, 4); s.Refuses || s.Lost != 4 {
+			t.Errorf("behind a few faults: %+v", s)
+		}
+		if s := keep(10, 6); !s.Refuses || s.Lost != 10 || s.Written != 0 || s.Faults != 0 || s.Resting {
+			t.Errorf("behind many: %+v", s)
+		}
+		if n := strings.Count(log.String(), "takes no new entries"); n != 1 || !strings.Contains(log.String(), "read-only") {
+			t.Errorf("said %d times: %s", n, log.String())
+		}
+		b.near.putErr = nil
+		if s := keep(20, 1); s.Refuses || s.Written != 1 || !strings.Contains(log.String(), "takes new entries again") {
+			t.Errorf("well again: %+v, %s", s, log.String())
 		}
 	})
 }

@@ -36,6 +36,7 @@ type guard struct {
 		sync.Mutex
 		faults int
 		rest   time.Duration
+		puts   int // that failed, one behind the other
 	}
 }
 
@@ -87,6 +88,7 @@ func (g *guard) Put(ctx context.Context, entries []*Entry) error {
 	}
 	err := g.Level.Put(ctx, entries)
 	g.judge(err, time.Now())
+	g.judgePut(err)
 	if err != nil {
 		g.count.writeFaults.Add(n)
 		g.log.Debug("fill", "component", "cache", "level", g.name, "err", err)
@@ -153,6 +155,31 @@ func (g *guard) judge(err error, now time.Time) {
 		g.mu.rest = min(2*g.mu.rest, longestRest)
 	}
 	g.open.Store(now.Add(g.mu.rest).UnixNano())
+}
+
+// judgePut notes whether a write went well. A level that gives what it has and takes
+// nothing new, such as a full or read-only one, does not rest for it.
+func (g *guard) judgePut(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case err != nil:
+		if g.mu.puts++; g.mu.puts == tripAfter {
+			g.log.Warn("the level takes no new entries", "component", "cache", "level", g.name, "err", err)
+		}
+	case g.mu.puts >= tripAfter:
+		g.log.Info("the level takes new entries again", "component", "cache", "level", g.name)
+		fallthrough
+	default:
+		g.mu.puts = 0
+	}
+}
+
+// refuses says whether no write has gone well for a while.
+func (g *guard) refuses() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.puts >= tripAfter
 }
 
 // troubled says whether faults are counted.

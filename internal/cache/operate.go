@@ -15,10 +15,12 @@ type LevelState struct {
 	Census  *Census `json:"census,omitempty"` // nil: the level does not know, or Error says why
 	Hits    uint64  `json:"hits"`
 	Misses  uint64  `json:"misses"`
-	Faults  uint64  `json:"faults"`
+	Faults  uint64  `json:"faults"`  // of look-ups
 	Skipped uint64  `json:"skipped"` // not asked, because the level was resting
 	Written uint64  `json:"written"`
+	Lost    uint64  `json:"write_faults"` // entries that could not be written
 	Resting bool    `json:"resting"`
+	Refuses bool    `json:"refuses_writes"` // the last ones have all failed
 	Error   string  `json:"error,omitempty"`
 }
 
@@ -40,8 +42,8 @@ func (c *Cache) State(ctx context.Context) State {
 	s.Levels = append(s.Levels, memory)
 	for _, g := range c.slower {
 		l := LevelState{
-			Name: g.name, Hits: g.count.hits.Load(), Misses: g.count.misses.Load(), Faults: g.count.faults.Load() + g.count.writeFaults.Load(),
-			Skipped: g.count.skipped.Load() + g.count.writeSkipped.Load(), Written: g.count.written.Load(), Resting: g.open.Load() != 0,
+			Name: g.name, Hits: g.count.hits.Load(), Misses: g.count.misses.Load(), Faults: g.count.faults.Load(),
+			Lost: g.count.writeFaults.Load(), Refuses: g.refuses(), Skipped: g.count.skipped.Load() + g.count.writeSkipped.Load(), Written: g.count.written.Load(), Resting: g.open.Load() != 0,
 		}
 		l.ask(ctx, g.Level)
 		s.Levels = append(s.Levels, l)

@@ -93,7 +93,7 @@ func writeStats(w io.Writer, s *cache.State) error {
 	if !s.Enabled {
 		b.WriteString("the cache is off\n")
 	}
-	fmt.Fprintf(&b, "%-8s %12s %14s %12s %12s %8s %8s %10s  %s\n", "level", "entries", "bytes", "hits", "misses", "faults", "skipped", "written", "state")
+	fmt.Fprintf(&b, "%-8s %12s %14s %12s %12s %8s %8s %10s %10s  %s\n", "level", "entries", "bytes", "hits", "misses", "faults", "skipped", "written", "unwritten", "state")
 	for _, l := range s.Levels {
 		entries, size := "-", "-"
 		if l.Census != nil {
@@ -105,8 +105,10 @@ func writeStats(w io.Writer, s *cache.State) error {
 			state = "resting after faults"
 		case l.Error != "":
 			state = l.Error
+		case l.Refuses:
+			state = "takes no new entries"
 		}
-		fmt.Fprintf(&b, "%-8s %12s %14s %12d %12d %8d %8d %10d  %s\n", l.Name, entries, size, l.Hits, l.Misses, l.Faults, l.Skipped, l.Written, state)
+		fmt.Fprintf(&b, "%-8s %12s %14s %12d %12d %8d %8d %10d %10d  %s\n", l.Name, entries, size, l.Hits, l.Misses, l.Faults, l.Skipped, l.Written, l.Lost, state)
 	}
 	fmt.Fprintf(&b, "%d entries wait to be written to slower levels, %d were dropped\n", s.Waiting, s.Dropped)
 	_, err := io.WriteString(w, b.String())

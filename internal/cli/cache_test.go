@@ -38,7 +38,7 @@ type kept struct {
 func (k *kept) State(context.Context) cache.State {
 	return cache.State{Enabled: k.entry != nil, Waiting: 3, Dropped: 1, Levels: []cache.LevelState{
 		{Name: "memory", Census: &cache.Census{Entries: 12, Bytes: 3456}, Hits: 78, Misses: 9},
-		{Name: "redis", Resting: true}, {Name: "sql", Error: "the disk is full"},
+		{Name: "redis", Resting: true}, {Name: "sql", Error: "the disk is full"}, {Name: "full", Refuses: true, Lost: 91},
 	}}
 }
 
@@ -117,7 +117,7 @@ func TestCacheCommands(t *testing.T) {
 		fault error
 		empty bool // the cache has nothing
 	}{
-		"stats":                {args: []string{"stats"}, out: []string{"memory", "12", "3456", "78", "resting after faults", "the disk is full", "3 entries wait"}},
+		"stats":                {args: []string{"stats"}, out: []string{"memory", "12", "3456", "78", "resting after faults", "the disk is full", "91  takes no new entries", "3 entries wait"}},
 		"stats --json":         {args: []string{"stats", "--json"}, out: []string{`"name": "redis"`, `"fills_dropped": 1`}},
 		"stats with a word":    {args: []string{"stats", "all"}, code: 2},
 		"stats of a server":    {args: []string{"stats", "--admin", "ftp://x"}, code: 2, errs: "--admin"},
@@ -201,7 +201,7 @@ func TestWhatOperatorsOrder(t *testing.T) {
 	}
 	code, out, _ = run(t, "cache", "stats", "--json", "--admin", url)
 	var s cache.State
-	if err := json.Unmarshal([]byte(out), &s); err != nil || code != 0 || len(s.Levels) != 3 {
+	if err := json.Unmarshal([]byte(out), &s); err != nil || code != 0 || len(s.Levels) != 4 {
 		t.Errorf("status %d, %v in %s", code, err, out)
 	}
 	if code, _, errs := run(t, "cache", "stats", "--admin", "http://127.0.0.1:1"); code != 1 || !strings.Contains(errs, "is the gateway up") {
