@@ -117,6 +117,20 @@ func (l *shelf) Sweep(ctx context.Context, now time.Time) (int, error) {
 	return before - len(l.entries), l.err
 }
 
+// swept is how often it was called.
+func (l *shelf) swept() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sweeps
+}
+
+// behind lets the next sweeps take all of their time.
+func (l *shelf) behind(sweeps int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.late = sweeps
+}
+
 func (l *shelf) Census(context.Context) (cache.Census, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -786,18 +800,18 @@ func TestALevelThatIsBehindIsSweptAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(nil)
 		stop := b.run(t)
-		b.near.late = 3
+		b.near.behind(3)
 		time.Sleep(61 * time.Second)
 		synctest.Wait()
-		if b.near.sweeps != 1 || b.memory.sweeps != 1 || b.far.sweeps != 1 {
-			t.Errorf("swept %d, %d and %d times: one that is busy holds the others up", b.memory.sweeps, b.near.sweeps, b.far.sweeps)
+		if memory, near, far := b.memory.swept(), b.near.swept(), b.far.swept(); near != 1 || memory != 1 || far != 1 {
+			t.Errorf("swept %d, %d and %d times: one that is busy holds the others up", memory, near, far)
 		}
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
-		if b.near.sweeps != 4 || b.memory.sweeps != 1 || b.far.sweeps != 1 {
-			t.Errorf("swept %d, %d and %d times", b.memory.sweeps, b.near.sweeps, b.far.sweeps)
+		if memory, near, far := b.memory.swept(), b.near.swept(), b.far.swept(); near != 4 || memory != 1 || far != 1 {
+			t.Errorf("swept %d, %d and %d times", memory, near, far)
 		}
-		b.near.late = 1
+		b.near.behind(1)
 		time.Sleep(31 * time.Second)
 		stop() // within a sweep
 	})
