@@ -28,7 +28,9 @@ const (
 func entries(n, size int) (all []*cache.Entry) {
 	now := time.Now()
 	for i := range n {
-		all = append(all, cachetest.OnePiece(cachetest.NewEntry(fmt.Sprint(i), now), cachetest.Noise(uint64(i), size)))
+		e := cachetest.NewEntry(fmt.Sprint(i), now)
+		e.Hits = 0 // so that it is listed
+		all = append(all, cachetest.OnePiece(e, cachetest.Noise(uint64(i), size)))
 	}
 	return all
 }
@@ -459,7 +461,7 @@ func TestClosedClient(t *testing.T) {
 
 func TestExpiryByTheServersClock(t *testing.T) {
 	s, l := server(t)
-	e := cachetest.NewEntry("a", time.Now())
+	e := generated("a")
 	e.Stale = time.Now().Add(150 * time.Millisecond).Truncate(time.Millisecond)
 	put(t, l, e)
 	testkit.Eventually(t, "Redis forgets the entry by itself", func() bool { return s.Do("EXISTS", name(e.Key)) == "0" })

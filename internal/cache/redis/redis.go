@@ -186,9 +186,10 @@ func (l *Level) write(e *cache.Entry) (write, error) {
 	}}, nil
 }
 
-// line is an entry in the list of recent questions, or nothing where none is kept.
+// line is an entry in the list of recent questions, or nothing where none is kept, or
+// the entry is written again for its hits.
 func (l *Level) line(e *cache.Entry) string {
-	if l.questions == 0 || e.Question == "" {
+	if l.questions == 0 || e.Question == "" || e.Hits > 0 {
 		return ""
 	}
 	b, err := json.Marshal(struct {

@@ -109,10 +109,10 @@ func TestPeopleCanReadIt(t *testing.T) {
 	s, l := server(t)
 	now := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 	e := cachetest.NewEntry("a", now)
-	e.Stale = time.Now().Add(time.Hour).Truncate(time.Millisecond)
+	e.Stale, e.Hits = time.Now().Add(time.Hour).Truncate(time.Millisecond), 0
 	put(t, l, e)
 	for field, want := range map[string]string{
-		"scope": "tenant", "model": "m", "surface": "chat", "question": "what is a?", "hits": "3",
+		"scope": "tenant", "model": "m", "surface": "chat", "question": "what is a?", "hits": "0", "stored_ms": strconv.FormatInt(now.UnixMilli(), 10),
 		"stored": "2026-11-20T12:00:00Z", "expires": "2026-11-20T13:00:00Z", "bytes": strconv.Itoa(len(e.Answer.Body)),
 	} {
 		if got := s.Do("HGET", name(e.Key), field); got != want {
@@ -162,7 +162,7 @@ func withoutEnd(s *redistest.Server) (all []string) {
 func TestEveryKeyHasAnEnd(t *testing.T) {
 	s, l := server(t)
 	for i := range 20 {
-		put(t, l, cachetest.NewEntry(fmt.Sprint(i), time.Now()), cachetest.NewEntry("again", time.Now()))
+		put(t, l, generated(fmt.Sprint(i)), generated("again"))
 	}
 	if err := l.Topics(t.Context(), []redis.Topic{{Model: "m", Question: "q", Demand: 3}}); err != nil {
 		t.Fatal(err)
@@ -175,6 +175,13 @@ func TestEveryKeyHasAnEnd(t *testing.T) {
 	}
 }
 
+// generated is an entry that nobody has asked for again.
+func generated(name string) *cache.Entry {
+	e := cachetest.NewEntry(name, time.Now())
+	e.Hits = 0
+	return e
+}
+
 func TestRecentQuestions(t *testing.T) {
 	s := redistest.Start(t)
 	client := dial(t, at(s.Addr()))
@@ -182,8 +189,9 @@ func TestRecentQuestions(t *testing.T) {
 	c.Questions = 5
 	l := redis.New(client, c)
 	for i := range 8 {
-		put(t, l, cachetest.NewEntry(fmt.Sprint(i), time.Now()))
+		put(t, l, generated(fmt.Sprint(i)))
 	}
+	put(t, l, cachetest.NewEntry("1", time.Now())) // written again for its hits
 	got := s.Do("LRANGE", "spillway:1:questions", "0", "-1")
 	if n := strings.Count(got, "\n") + 1; n != 5 || !strings.Contains(strings.Split(got, "\n")[0], "what is 7?") {
 		t.Errorf("the questions are %d:\n%s\nwant the last 5, the newest first", n, got)
@@ -254,7 +262,7 @@ func TestHotTopics(t *testing.T) {
 
 func TestPurgeForgetsTexts(t *testing.T) {
 	s, l := server(t)
-	put(t, l, cachetest.NewEntry("a", time.Now()))
+	put(t, l, generated("a"))
 	if err := l.Topics(t.Context(), []redis.Topic{{Model: "m", Question: "q", Demand: 3}}); err != nil {
 		t.Fatal(err)
 	}
