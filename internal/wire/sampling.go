@@ -20,7 +20,7 @@ func (s *scanner) readSampling(key []byte, v jsontext.Value) error {
 		}
 	case "seed":
 		s.fixed = s.fixed || fixedSeed(v)
-	case "web_search_options", "previous_response_id", "conversation", "background", "container", "mcp_servers", "search_parameters", "enable_search":
+	case "web_search_options", "previous_response_id", "conversation", "background", "container", "mcp_servers", "search_parameters", "enable_search", "plugins":
 		s.live = s.live || v.Kind() != 'n' && v.Kind() != 'f'
 	case "tools":
 		if v.Kind() == '[' {

@@ -33,6 +33,8 @@ func TestDeterministic(t *testing.T) {
 		`"seed":7,"conversation":null`:    true,
 		`"seed":7,"enable_search":false`:  true,
 		`"seed":7,"web_search_options":1`: false,
+
+		`"seed":7,"plugins":[{"id":"web"}]`: false,
 	} {
 		f, err := wire.ScanRequest(inference.Chat, []byte(`{"model":"m","messages":[],`+members+`}`))
 		if err != nil || f.Deterministic != want {
