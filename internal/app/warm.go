@@ -32,8 +32,11 @@ func (c operatedCache) Inspect(ctx context.Context, key cache.Key) ([]cache.Foun
 	return c.cache.Inspect(ctx, key)
 }
 
-// errNotKept says why a request is not warmed.
-var errNotKept = errors.New("its answer is not kept: it needs temperature 0 or a seed, or a rule in cache.rules")
+// The reasons why a request is not warmed.
+var (
+	errNotKept  = errors.New("its answer is not kept: it needs temperature 0 or a seed, or a rule in cache.rules")
+	errCacheOff = errors.New("its answer is not kept: the cache is off (cache.enabled)")
+)
 
 // Warm implements admin.Cache.
 func (c operatedCache) Warm(ctx context.Context, items iter.Seq[admin.WarmItem], report func(admin.WarmResult)) error {
@@ -96,8 +99,11 @@ func (a *App) warmable(ctx context.Context, item admin.WarmItem) (preload.Item, 
 	if err != nil {
 		return preload.Item{}, err
 	}
-	known := a.cache.Lookup(now, req, plan)
-	if known == nil {
+	known := a.cache.Lookup(now, plan.Request, plan) // as it is kept: rules may change what is part of the key
+	switch {
+	case known == nil && !a.File().Cache.Enabled:
+		return preload.Item{}, errCacheOff
+	case known == nil:
 		return preload.Item{}, errNotKept
 	}
 	return preload.Item{Key: known.Key(), Request: req}, nil

@@ -89,3 +89,42 @@ func TestAReloadOfRoutesForgetsWhatWasKeptToWarm(t *testing.T) {
 		t.Errorf("%v bytes of requests are still there that go where the old rules sent them", n)
 	}
 }
+
+// warmed are the outcomes of a list, by line, and the first error.
+func (r *rig) warmed(list ...string) (outcomes []string, because string) {
+	r.t.Helper()
+	_, body := r.do("POST", r.admin+"/admin/cache/warm", strings.Join(list, "\n"))
+	for line := range strings.Lines(body) {
+		var w admin.WarmResult
+		if err := json.Unmarshal([]byte(line), &w); err != nil {
+			r.t.Fatalf("%v: %s", err, line)
+		}
+		if outcomes = append(outcomes, w.Outcome); because == "" {
+			because = w.Error
+		}
+	}
+	return outcomes, because
+}
+
+func TestNothingIsWarmedWithoutACache(t *testing.T) {
+	o := newOracle(t, nil)
+	r := newRig(t, text(pool("gpu", o.Instance), "cache: {enabled: false}"))
+	if got, because := r.warmed(surfaces["chat"].body("q", "")); len(got) != 1 || got[0] != "refused" || !strings.Contains(because, "cache.enabled") {
+		t.Errorf("got %v: %s", got, because)
+	}
+}
+
+// TestAListIsWarmedAsRulesHaveIt: a rule that gives requests a field which is part of
+// the key does so for those of a list.
+func TestAListIsWarmedAsRulesHaveIt(t *testing.T) {
+	o := newOracle(t, nil)
+	r := newRig(t, text(pool("gpu", o.Instance), memoryOnly, "route: {rules: [{name: all, then: {headers: {OpenAI-Project: p}}}]}"))
+	for _, want := range []string{"done", "fresh"} {
+		if got, because := r.warmed(surfaces["chat"].body("q", "")); len(got) != 1 || got[0] != want {
+			t.Errorf("got %v %s, want %s", got, because, want)
+		}
+	}
+	if got := r.wants("q", ""); got.cache() != "hit" {
+		t.Errorf("got %v", got.header)
+	}
+}

@@ -262,7 +262,11 @@ func newCacheWarm(env Env) *cobra.Command {
 them as the class idle: they never take a slot that anybody waits for. A line is a
 request's body as a client would send it, or {"tenant": ..., "surface": ..., "body":
 {...}}. '-' reads standard input. Answers that are kept and fresh are not asked again.
-One line is printed for each request; the status is 1 when one of them failed.`,
+One line is printed for each request; the status is 1 when one of them failed.
+
+Without a keys file, only clients that send no credentials get these answers: the
+others are told apart by what they send. Neither do clients in an arm of an experiment:
+a list has none.`,
 		Example: `  spillway cache warm questions.jsonl
   spillway cache warm questions.jsonl --tenant acme --json`,
 		Args: exactlyOne("a file of requests, or -"),
@@ -274,6 +278,9 @@ One line is printed for each request; the status is 1 when one of them failed.`,
 					return err
 				}
 				defer f.Close()
+				if info, err := f.Stat(); err == nil && info.IsDir() {
+					return fmt.Errorf("%w: %s is a folder; give a file of requests, or -", errUsage, args[0])
+				}
 				file = f
 			}
 			query := url.Values{"surface": {surface}}

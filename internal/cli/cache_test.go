@@ -148,6 +148,7 @@ func TestCacheCommands(t *testing.T) {
 		"warm --json":          {args: []string{"warm", list(t, good), "--json"}, out: []string{`"line":1`, `"outcome":"done"`}},
 		"warm what":            {args: []string{"warm"}, code: 2, errs: "a file of requests"},
 		"warm no file":         {args: []string{"warm", "/nonexistent"}, code: 1, errs: "no such file"},
+		"warm a folder":        {args: []string{"warm", t.TempDir()}, code: 2, errs: "is a folder"},
 		"warm a surface":       {args: []string{"warm", list(t, good), "--surface", "poems"}, code: 2, errs: "unknown surface"},
 		"a broken line":        {args: []string{"warm", list(t, good+"{\n"+good)}, code: 1, out: []string{"line 1      done", "line 2      refused", "line 3      done"}, errs: "1 requests were not warmed"},
 		"a line too long":      {args: []string{"warm", list(t, good+strings.Repeat("x", 5<<20))}, code: 1, out: []string{"line 1      done", "line 2      failed", "too long"}, errs: "not warmed"},
