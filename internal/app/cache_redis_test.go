@@ -213,7 +213,7 @@ func TestTwinsOfALookUpGetWhatTheyAskFor(t *testing.T) {
 			return b.asker.number(`spillway_cache_lookups_total{level="memory",result="miss"}`) > asked
 		})
 		got := b.asker.wants(known[i], "", "Cache-Control: "+control)
-		if got.n != 2 || got.cache() == "hit" {
+		if got.n < 2 || got.cache() == "hit" { // the third, where Redis has been too late for the first request
 			t.Errorf("%s: got %v of generation %d, want a new answer", control, got.header, got.n)
 		}
 		<-first // right in any case: the kept one, or a new one where Redis took its time
