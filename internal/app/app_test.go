@@ -513,26 +513,19 @@ func TestSourcesFollowReloads(t *testing.T) {
 		t.Helper()
 		testkit.Eventually(t, want+" answers", func() bool { _, body := r.chat(); return strings.Contains(body, want) })
 	}
-	reload := func(text string) {
-		t.Helper()
-		write(t, r.path, text)
-		if status, body := r.do("POST", r.admin+"/admin/reload", ""); status != 200 {
-			t.Fatalf("got %d %s", status, body)
-		}
-	}
 	answers("one")
 	targets(a, two)
 	answers("two")
 	targets(a, one)
 	answers("one")
-	reload(text(found(b))) // another file: the old source ends
+	r.reload(text(found(b))) // another file: the old source ends
 	answers("two")
 	targets(b, three)
 	answers("three")
 	targets(a, one) // nobody looks any more
-	reload(text(found(b), "# the same source goes on"))
+	r.reload(text(found(b), "# the same source goes on"))
 	answers("three")
-	reload(text(pool("gpu", one))) // no source
+	r.reload(text(pool("gpu", one))) // no source
 	testkit.Eventually(t, "only what is written answers", func() bool {
 		for range 5 {
 			if _, body := r.chat(); !strings.Contains(body, "one") {
@@ -541,7 +534,7 @@ func TestSourcesFollowReloads(t *testing.T) {
 		}
 		return true
 	})
-	reload(text(found(b)))
+	r.reload(text(found(b)))
 	answers("three")
 }
 

@@ -80,22 +80,15 @@ func TestConsulFollowsReloads(t *testing.T) {
 		t.Helper()
 		testkit.Eventually(t, want+" answers", func() bool { _, body := r.chat(); return strings.Contains(body, want) })
 	}
-	reload := func(text string) {
-		t.Helper()
-		write(t, r.path, text)
-		if status, body := r.do("POST", r.admin+"/admin/reload", ""); status != 200 {
-			t.Fatalf("got %d %s", status, body)
-		}
-	}
 	answers("one")
-	reload(text(found("first"), "# the same source goes on"))
+	r.reload(text(found("first"), "# the same source goes on"))
 	answers("one")
-	reload(text(found("second"))) // other tags: another source
+	r.reload(text(found("second"))) // other tags: another source
 	if status, body := r.chat(); status != 200 || !strings.Contains(body, "two") {
 		t.Errorf("at once after the reload: got %d %s, want what the new source has found", status, body)
 	}
 	testkit.Eventually(t, "the first source, a look ahead, and the second", func() bool { return begun.Load() == 3 })
-	reload(text("        - {name: gpu, models: [m], health: {active: {type: off}}, instances: [{url: http://" + one.Addr + "}]}\n"))
+	r.reload(text("        - {name: gpu, models: [m], health: {active: {type: off}}, instances: [{url: http://" + one.Addr + "}]}\n"))
 	for range 8 { // the pool has no source any more
 		if status, body := r.chat(); status != 200 || !strings.Contains(body, "one") {
 			t.Errorf("without a source: got %d %s, want the instance of the configuration alone", status, body)

@@ -9,6 +9,7 @@
 package inference
 
 import (
+	"cmp"
 	"net/http"
 	"net/netip"
 	"time"
@@ -247,15 +248,8 @@ func (u Usage) Zero() bool { return u == Usage{} }
 // Update takes over what a later report says. It may leave out what an earlier one said:
 // Anthropic's last event has the answer's tokens alone.
 func (u *Usage) Update(next Usage) {
-	for _, f := range [...]struct {
-		to   *int64
-		from int64
-	}{
-		{&u.PromptTokens, next.PromptTokens}, {&u.CompletionTokens, next.CompletionTokens},
-		{&u.CachedTokens, next.CachedTokens}, {&u.ReasoningTokens, next.ReasoningTokens},
-	} {
-		if f.from > 0 {
-			*f.to = f.from
-		}
-	}
+	u.PromptTokens = cmp.Or(next.PromptTokens, u.PromptTokens)
+	u.CompletionTokens = cmp.Or(next.CompletionTokens, u.CompletionTokens)
+	u.CachedTokens = cmp.Or(next.CachedTokens, u.CachedTokens)
+	u.ReasoningTokens = cmp.Or(next.ReasoningTokens, u.ReasoningTokens)
 }
